@@ -1,0 +1,97 @@
+"""The command `nfportd`: the daemon in the foreground, and `nfportd check`.
+
+Must not contain what they do. The one idea: options, log and exit status; nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from nfportd import check, daemon, settings
+from nfportd.desired import Desired
+from nfportd.errors import EXIT_WRONG, InvalidInput, NotPossible
+
+_PATH = click.Path(path_type=Path)
+_LEVELS = ["debug", "info", "warning", "error"]
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    type=_PATH,
+    default="/etc/nfportd/nfportd.yaml",
+    show_default=True,
+    help="The daemon's settings.",
+)
+@click.option(
+    "--dropins",
+    type=_PATH,
+    default="/etc/nfportd.d",
+    show_default=True,
+    help="Directory of mappings, *.yaml.",
+)
+@click.option("--run-dir", type=_PATH, default="/run/nfportd", show_default=True, help="What must survive a crash.")
+@click.option("--log-level", type=click.Choice(_LEVELS), default="info", show_default=True)
+@click.version_option(package_name="nfportd")
+@click.pass_context
+def main(context: click.Context, config: Path, dropins: Path, run_dir: Path, log_level: str) -> None:
+    """Publish host ports: forward them to containers, VMs and LAN hosts by one nftables table.
+
+    Runs in the foreground. SIGHUP reads all drop-ins again; SIGTERM stops and removes what was set, unless the
+    settings say `on_stop: keep`. Several daemons may run in different network namespaces, each with its --run-dir.
+    """
+    context.obj = (config, dropins)
+    if context.invoked_subcommand:
+        return
+    logging.basicConfig(level=log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr)
+    # Its debug log repeats every netlink message.
+    logging.getLogger("pyroute2").setLevel(logging.WARNING)
+    try:
+        asyncio.run(daemon.serve(daemon.Paths(dropins, run_dir), settings.load(config)))
+    except (InvalidInput, NotPossible, OSError) as error:
+        for line in str(error).splitlines():
+            logging.getLogger("nfportd").error("%s", line)
+        sys.exit(EXIT_WRONG)
+
+
+@main.command("check")
+@click.argument("paths", type=_PATH, nargs=-1)
+@click.pass_obj
+def check_command(options: tuple[Path, Path], paths: tuple[Path, ...]) -> None:
+    """Validate drop-ins (files or directories; the --dropins directory by default) without applying them.
+
+    Needs no privileges; with CAP_NET_ADMIN the kernel checks the whole table too. Exit status 1 with the errors.
+    """
+    config, dropins = options
+    desired = Desired()
+    try:
+        chosen = settings.load(config)
+        found = check.files(paths or [dropins])
+        wrong = check.problems(found, desired)
+    except InvalidInput as error:
+        wrong, found = list(error.problems), []
+    except OSError as error:
+        raise click.ClickException(str(error)) from None
+    for problem in wrong:
+        click.echo(problem, err=True)
+    if wrong:
+        sys.exit(EXIT_WRONG)
+    try:
+        refusal = asyncio.run(check.kernel_refuses(desired, chosen.mark_bit))
+    except NotPossible as error:
+        asked = f"the kernel was not asked ({error})"
+    else:
+        if refusal:
+            click.echo(f"the kernel refuses these mappings: {refusal}", err=True)
+            sys.exit(EXIT_WRONG)
+        asked = "the kernel takes them"
+    click.echo(f"{len(found)} files, {desired.count()} mappings: no errors; {asked}")
+
+
+if __name__ == "__main__":
+    main()

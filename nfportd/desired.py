@@ -1,0 +1,249 @@
+"""What should be in the kernel: who claims which key, which claim holds it, and the elements that follow.
+
+Must not know nft's syntax, files or the kernel. The one idea: every claim is kept, the first in order holds the key;
+so whoever lets go makes room for the next by itself, and a change costs as much as the keys it touches.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping as AbstractMapping
+from typing import NamedTuple
+
+from nfportd.model import Endpoint, Family, Key, Mapping, Protocol
+
+#: The parts of an element's key or value as nft writes them: `("192.0.2.1", "tcp", 80)`.
+Parts = tuple[str | int, ...]
+
+
+class Slot(NamedTuple):
+    """A place for one element: a set or map of the table and a key in it."""
+
+    set: str
+    key: Parts
+
+
+#: Elements by set, then by key; a map's value, or None where a set just contains.
+Elements = dict[str, dict[Parts, Parts | None]]
+
+
+class Delta(NamedTuple):
+    """What turns one state of the table into another. A slot in both is changed: removed, then added."""
+
+    remove: dict[Slot, Parts | None]
+    add: dict[Slot, Parts | None]
+
+    def __bool__(self) -> bool:
+        return bool(self.remove or self.add)
+
+
+class Claim(NamedTuple):
+    """One owner's wish to hold the keys of a mapping. Ordered: the least claim on a key holds it."""
+
+    owner: str
+    line: int
+    mapping: Mapping
+
+    def __str__(self) -> str:
+        place = f" line {self.line}" if self.line else ""
+        return f"mapping {self.mapping} ({self.owner}{place})"
+
+    @property
+    def order(self) -> tuple[str, int]:
+        """Owners in the order of their names, as their files are read; then the order within the file."""
+        return (self.owner, self.line)
+
+
+class Reached(NamedTuple):
+    """A target address in use, and whether loopback connections can be sent to it."""
+
+    family: Family
+    address: str
+    loopback: bool
+
+
+class Desired:
+    """The claims of all owners. A mutable index that its one holder changes; it does no I/O and knows no clock."""
+
+    def __init__(self) -> None:
+        self._owners: dict[str, dict[Mapping, Claim]] = {}
+        # Nearly every key has one claim: no tuple is kept for those, at 60,000 keys that is 4 MB.
+        self._claims: dict[Key, Claim | tuple[Claim, ...]] = {}
+        self._reached: Counter[Reached] = Counter()
+        self._reached_since: dict[Reached, bool] = {}
+
+    def replace(self, owner: str, mappings: AbstractMapping[Mapping, int]) -> set[Key]:
+        """Make `mappings` (with their lines) all that the owner claims; return the keys that this touches."""
+        before = self._owners.get(owner, {})
+        after = {mapping: Claim(owner, line, mapping) for mapping, line in mappings.items()}
+        touched: set[Key] = set()
+        for mapping in before.keys() - after.keys():
+            touched |= self._drop(before[mapping])
+        for mapping, claim in after.items():
+            if mapping not in before:
+                touched |= self._take(claim)
+            elif before[mapping] != claim:
+                # Only the line moved: the claim is renewed, the keys stay as they are.
+                self._drop(before[mapping])
+                self._take(claim)
+        self._owners[owner] = after
+        if not after:
+            del self._owners[owner]
+        return touched
+
+    def _take(self, claim: Claim) -> set[Key]:
+        keys = set()
+        for key, endpoint in claim.mapping.endpoints():
+            others = self.claims(key)
+            if others:
+                ordered = list(others)
+                bisect.insort(ordered, claim, key=lambda c: c.order)
+                self._claims[key] = tuple(ordered)
+            else:
+                self._claims[key] = claim
+            reached = Reached(key.family, endpoint.address, key.takes_loopback)
+            if not self._reached[reached]:
+                self._note(reached, used=True)
+            self._reached[reached] += 1
+            keys.add(key)
+        return keys
+
+    def _drop(self, claim: Claim) -> set[Key]:
+        keys = set()
+        for key, endpoint in claim.mapping.endpoints():
+            others = tuple(c for c in self.claims(key) if c is not claim)
+            if others:
+                self._claims[key] = others[0] if len(others) == 1 else others
+            else:
+                del self._claims[key]
+            reached = Reached(key.family, endpoint.address, key.takes_loopback)
+            self._reached[reached] -= 1
+            if not self._reached[reached]:
+                del self._reached[reached]
+                self._note(reached, used=False)
+            keys.add(key)
+        return keys
+
+    def _note(self, reached: Reached, *, used: bool) -> None:
+        if self._reached_since.get(reached, used) != used:
+            del self._reached_since[reached]
+        else:
+            self._reached_since[reached] = used
+
+    def claims(self, key: Key) -> tuple[Claim, ...]:
+        """All claims on a key, its holder first."""
+        claims = self._claims.get(key)
+        if claims is None:
+            return ()
+        # A claim is a tuple itself, hence the test for Claim.
+        return (claims,) if isinstance(claims, Claim) else claims
+
+    def holder(self, key: Key) -> Claim | None:
+        """Whose mapping the key follows."""
+        claims = self.claims(key)
+        return claims[0] if claims else None
+
+    def keys(self) -> Iterable[Key]:
+        """Every key that somebody claims."""
+        return self._claims.keys()
+
+    def owners(self) -> Iterable[str]:
+        """Every owner with a mapping."""
+        return self._owners.keys()
+
+    def reached(self) -> Iterable[Reached]:
+        """Every target address in use."""
+        return self._reached.keys()
+
+    def reached_changes(self) -> dict[Reached, bool]:
+        """The targets that came into use (True) or went out of it (False) since this was asked last."""
+        changes, self._reached_since = self._reached_since, {}
+        return changes
+
+    def waiting(self, keys: Iterable[Key]) -> dict[Claim, list[Key]]:
+        """The claims that do not hold some of these keys, with those keys."""
+        waiting: dict[Claim, list[Key]] = {}
+        for key in keys:
+            for claim in self.claims(key)[1:]:
+                waiting.setdefault(claim, []).append(key)
+        return waiting
+
+    def count(self) -> int:
+        """How many mappings there are."""
+        return sum(len(mappings) for mappings in self._owners.values())
+
+    def wanted(self, keys: Iterable[Key]) -> dict[Slot, Parts | None]:
+        """The elements that the keys should have; a slot of `slots(key)` that is not in it should be empty."""
+        wanted: dict[Slot, Parts | None] = {}
+        for key in keys:
+            claim = self.holder(key)
+            if claim is None:
+                continue
+            endpoint = claim.mapping.endpoint(key)
+            target, always = slots(key)
+            wanted[target] = (endpoint.address, endpoint.port)
+            if claim.mapping.masquerade == "always":
+                wanted[always] = None
+        return wanted
+
+
+def slots(key: Key) -> tuple[Slot, Slot]:
+    """Where a key's elements stand: its target in a map, and its wish to always be masqueraded in a set."""
+    if key.address is None:
+        return Slot(f"any{key.family}", (key.protocol, key.port)), Slot(
+            f"always_any{key.family}", (key.protocol, key.port)
+        )
+    parts = (key.address, key.protocol, key.port)
+    return Slot(f"addr{key.family}", parts), Slot(f"always_addr{key.family}", parts)
+
+
+def key_of(slot: Slot) -> Key | None:
+    """The key whose target stands in a slot of a map; None for slots of sets."""
+    name, family = slot.set[:-1], slot.set[-1:]
+    if name not in ("any", "addr"):
+        return None
+    address = str(slot.key[0]) if name == "addr" else None
+    protocol, port = slot.key[-2:]
+    return Key(4 if family == "4" else 6, address, Protocol(str(protocol)), int(port))
+
+
+def endpoint_in(elements: Elements, key: Key) -> Endpoint | None:
+    """Where a key's connections go by these elements."""
+    slot, _ = slots(key)
+    value = elements.get(slot.set, {}).get(slot.key)
+    return Endpoint(str(value[0]), int(value[1])) if value else None
+
+
+_ABSENT = ("absent",)
+
+
+def delta(actual: Elements, wanted: AbstractMapping[Slot, Parts | None], among: Iterable[Slot]) -> Delta:
+    """What makes the slots `among` be as wanted. Elements that are right already are not in it."""
+    remove: dict[Slot, Parts | None] = {}
+    add: dict[Slot, Parts | None] = {}
+    for slot in among:
+        have = actual.get(slot.set, {}).get(slot.key, _ABSENT)
+        want = wanted.get(slot, _ABSENT)
+        if have == want:
+            continue
+        if have is not _ABSENT:
+            remove[slot] = have
+        if want is not _ABSENT:
+            add[slot] = want
+    return Delta(remove, add)
+
+
+def apply(elements: Elements, change: Delta) -> None:
+    """Bring elements to the state after a delta."""
+    for slot in change.remove:
+        elements[slot.set].pop(slot.key, None)
+    for slot, value in change.add.items():
+        elements.setdefault(slot.set, {})[slot.key] = value
+
+
+def all_slots(elements: Elements) -> Iterator[Slot]:
+    """Every slot that has an element."""
+    for name, inside in elements.items():
+        for key in inside:
+            yield Slot(name, key)

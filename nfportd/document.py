@@ -1,0 +1,201 @@
+"""YAML text -> values that know their place, safely.
+
+Must not know what the values mean, nor read files. The one idea: libyaml's events are folded into nodes by a loop
+with limits, so that no text, however made, costs more than its own size (aliases are shared, depth is bounded).
+
+Plain scalars follow the YAML 1.2 core schema (https://yaml.org/spec/1.2.2/#103-core-schema), since under 1.1 an
+unquoted 22:80 is the number 1400 and `no` is false.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+import yaml
+
+from nfportd.errors import InvalidInput, Problem
+
+#: A file beyond these is refused: 60,000 separate mappings fit, a bomb does not.
+MAX_BYTES = 8 * 1024 * 1024
+MAX_VALUES = 1_000_000
+MAX_DEPTH = 16
+_TOO_MANY = (
+    f"more than {MAX_VALUES:,} values, aliases counted as often as they are used; use port ranges or split the file"
+)
+
+_CORE_TAGS = ("null", "bool", "int", "str", "seq", "map")
+
+Plain = None | bool | int | str | list["Plain"] | dict[str, "Plain"]
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A value at a place (from 1). `value` holds nodes where YAML holds collections; `size` counts values inside."""
+
+    value: bool | int | str | list[Node] | dict[str, Node] | None
+    line: int
+    column: int
+    size: int = 1
+
+    def plain(self) -> Plain:
+        """The same value without places."""
+        match self.value:
+            case dict():
+                return {key: node.plain() for key, node in self.value.items()}
+            case list():
+                return [node.plain() for node in self.value]
+            case _:
+                return self.value
+
+    def at(self, path: tuple[str | int, ...]) -> Node:
+        """The node at a path, or the nearest one above it."""
+        node = self
+        for step in path:
+            match node.value, step:
+                case dict() as inside, str() if step in inside:
+                    node = inside[step]
+                case list() as items, int() if step < len(items):
+                    node = items[step]
+        return node
+
+
+def read(content: bytes, file: str) -> Node | None:
+    """Read one YAML document; None where there is none (an empty file, comments only).
+
+    Raises InvalidInput with every duplicate key, or with the first thing that keeps it from being read.
+    """
+    if len(content) > MAX_BYTES:
+        size = len(content) / 1024 / 1024
+        raise InvalidInput(
+            [Problem(file, 0, 0, f"the file has {size:.1f} MiB, the limit is {MAX_BYTES >> 20} MiB; use ranges")]
+        )
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        column = error.start - content.rfind(b"\n", 0, error.start)
+        found = f"byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        raise InvalidInput([Problem(file, line, column, found)]) from None
+    reading = _Reading(file)
+    try:
+        return reading.document(yaml.parse(text, Loader=yaml.CSafeLoader))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        why = f"not valid YAML: {error.problem or error.context}"
+        if error.context and error.problem:
+            why += f" ({error.context})"
+        raise InvalidInput([Problem(file, mark.line + 1 if mark else 0, mark.column + 1 if mark else 0, why)]) from None
+    except yaml.YAMLError as error:
+        raise InvalidInput([Problem(file, 0, 0, f"not valid YAML: {str(error).splitlines()[0]}")]) from None
+
+
+def _place(event: yaml.Event) -> tuple[int, int]:
+    """Line and column, from 1."""
+    mark = event.start_mark
+    return (mark.line + 1, mark.column + 1) if mark else (0, 0)
+
+
+def _scalar(event: yaml.ScalarEvent) -> bool | int | str | None:
+    text: str = event.value
+    if not event.implicit[0] or len(text) > 10:
+        return text
+    if text in ("", "~", "null", "Null", "NULL"):
+        return None
+    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
+        return text.lower() == "true"
+    return int(text) if re.fullmatch(r"[-+]?[0-9]+", text, re.ASCII) else text
+
+
+class _Reading:
+    """One pass over the events of one file."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._anchors: dict[str, Node] = {}
+        self._problems: list[Problem] = []
+        self._count = 0
+
+    def document(self, events: Iterator[yaml.Event]) -> Node | None:
+        root = None
+        for event in events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                if root is not None:
+                    self._fail(event, "a second document begins here; a file holds one, remove the ---")
+                root = self._node(next(events), events, 0)
+        if self._problems:
+            raise InvalidInput(self._problems)
+        return None if root is None or root.value is None else root
+
+    def _fail(self, event: yaml.Event, message: str) -> NoReturn:
+        raise InvalidInput([*self._problems, Problem(self._file, *_place(event), message)])
+
+    def _node(self, event: yaml.Event, events: Iterator[yaml.Event], depth: int) -> Node:
+        if isinstance(event, yaml.AliasEvent):
+            node = self._anchors.get(str(event.anchor))
+            if node is None:
+                self._fail(event, f"alias *{event.anchor} has no anchor &{event.anchor} before it")
+            return node
+        if not isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
+            self._fail(event, "a value was expected here")
+        if event.tag and event.tag.removeprefix("tag:yaml.org,2002:") not in _CORE_TAGS:
+            self._fail(event, f"tag {event.tag} has no meaning here; remove it")
+        if depth > MAX_DEPTH:
+            self._fail(event, f"more than {MAX_DEPTH} levels deep; mappings need four")
+        node = Node(None, *_place(event))
+        if isinstance(event, yaml.ScalarEvent):
+            node.value = _scalar(event)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            self._sequence(node, events, depth)
+        else:
+            self._mapping(node, events, depth)
+        if event.anchor:
+            self._anchors[event.anchor] = node
+        return node
+
+    def _grow(self, node: Node, event: yaml.Event, by: int) -> None:
+        node.size += by
+        self._count += 1
+        if max(node.size, self._count) > MAX_VALUES:
+            self._fail(event, _TOO_MANY)
+
+    def _sequence(self, node: Node, events: Iterator[yaml.Event], depth: int) -> None:
+        items: list[Node] = []
+        node.value = items
+        for event in events:
+            if isinstance(event, yaml.SequenceEndEvent):
+                return
+            items.append(self._node(event, events, depth + 1))
+            self._grow(node, event, items[-1].size)
+
+    def _mapping(self, node: Node, events: Iterator[yaml.Event], depth: int) -> None:
+        own: dict[str, Node] = {}
+        merged: dict[str, Node] = {}
+        for event in events:
+            if isinstance(event, yaml.MappingEndEvent):
+                break
+            if not isinstance(event, yaml.ScalarEvent):
+                self._fail(event, "a key must be plain text")
+            value = self._node(next(events), events, depth + 1)
+            self._grow(node, event, value.size + 1)
+            if event.value == "<<" and event.implicit[0]:
+                self._merge(merged, value, event)
+            elif event.value in own:
+                self._duplicate(event, own[event.value])
+            else:
+                own[event.value] = value
+        node.value = {**merged, **own}
+
+    def _merge(self, merged: dict[str, Node], value: Node, event: yaml.Event) -> None:
+        """Take the keys of `<<: *anchor`; the first of several anchors wins, own keys win over all."""
+        for source in value.value if isinstance(value.value, list) else [value]:
+            if not isinstance(source.value, dict):
+                self._fail(event, "<< takes an alias of a mapping (<<: *defaults)")
+            for key, node in source.value.items():
+                merged.setdefault(key, node)
+
+    def _duplicate(self, event: yaml.ScalarEvent, first: Node) -> None:
+        message = f"key {event.value!r} is written twice (its first value is in line {first.line}); remove one"
+        self._problems.append(Problem(self._file, *_place(event), message))

@@ -1,0 +1,51 @@
+"""What can go wrong, as types: one small hierarchy whose messages are sentences an admin can act on.
+
+Knows nothing of files, sockets or the kernel. The one idea: an error says where, what was found, and what is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+#: The exit status of the programs (docs/architecture.md): the input or the state is wrong; wrong usage.
+EXIT_WRONG = 1
+EXIT_USAGE = 2
+
+
+class NfportdError(Exception):
+    """Root of all errors that nfportd raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong in one place. `line` and `column` count from 1; 0 means the whole file."""
+
+    file: str
+    line: int
+    column: int
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return f"{place}: {self.message}"
+
+
+class InvalidInput(NfportdError):
+    """A file that cannot be taken; carries every problem that was found in it."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class KernelRefused(NfportdError):
+    """nft or the kernel said no to a transaction; nothing of it is in force. `reason` is what nft printed."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class NotPossible(NfportdError):
+    """The host cannot do what nfportd needs (no nf_tables, no privilege, another nfportd runs here)."""

@@ -1,0 +1,131 @@
+"""Links, routes and addresses of the network namespace: a snapshot when asked, a wake-up when something changed.
+
+Must not decide what follows from them: topology does. The one idea: a change only says that there was one and the
+state is read anew, so that a lost event (ENOBUFS) is an event like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from nfportd.model import Family
+from nfportd.topology import Link, Network, Route
+
+_log = logging.getLogger(__name__)
+
+# linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+_MAIN, _LOCAL = 254, 255
+_UNICAST, _LOCAL_TYPE = 1, 2
+_PROTO_RA = 9
+
+#: Marks the routes that nfportd adds (rtm_protocol; free in /etc/iproute2/rt_protos), so that a later run knows them.
+ROUTE_PROTOCOL = 110
+#: Metrics above the kernel's own routes. One a link: an equal metric would replace another link's route.
+_METRIC_BASE = 4096
+
+
+class NetworkWatch:
+    """The network of the namespace in which this is made."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        self._events.bind((0, _GROUPS))
+        asyncio.get_running_loop().add_reader(self._events, self._drain)
+        self._ipr = AsyncIPRoute()
+
+    def close(self) -> None:
+        """Stop watching."""
+        asyncio.get_running_loop().remove_reader(self._events)
+        self._events.close()
+        self._ipr.close()
+
+    def _drain(self) -> None:
+        try:
+            while self._events.recv(65536):
+                pass
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            _log.debug("network events were lost (%s); the state is read anew", error.strerror)
+        self.changed.set()
+
+    async def snapshot(self) -> Network:
+        """The network now. Costs about 0.2 ms a route."""
+        self.changed.clear()
+        try:
+            return await self._read()
+        except BaseException:
+            self.changed.set()
+            raise
+
+    async def _read(self) -> Network:
+        links = tuple(Link(index, name) for index, name in socket.if_nameindex())
+        routes: list[Route] = []
+        async for message in await self._ipr.route("dump", table=_MAIN):
+            routes += _routes(message)
+        addresses: set[tuple[Family, str]] = set()
+        async for message in await self._ipr.addr("dump"):
+            address = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
+            addresses.add((4 if message["family"] == socket.AF_INET else 6, str(address)))
+        return Network(links, tuple(routes), frozenset(addresses))
+
+    async def loopback_links(self) -> frozenset[Link]:
+        """The links on which nfportd has put a route that takes answers to ::1."""
+        names = dict(socket.if_nameindex())
+        found = set()
+        async for message in await self._ipr.route("dump", family=socket.AF_INET6, table=_LOCAL):
+            oif = message.get("RTA_OIF")
+            if message["proto"] == ROUTE_PROTOCOL and message.get("RTA_DST") == "::1" and oif in names:
+                found.add(Link(oif, names[oif]))
+        return frozenset(found)
+
+    async def set_loopback(self, link: Link, *, present: bool) -> None:
+        """Add or remove the route by which a link takes answers to ::1.
+
+        The kernel looks for a local route on the link by which a packet arrives (net/ipv6/route.c, strict lookup for
+        loopback destinations); a packet that comes with ::1 in its header is dropped before (ip6_rcv_core).
+        """
+        try:
+            await self._ipr.route(
+                "add" if present else "del",
+                dst="::1/128",
+                oif=link.index,
+                table=_LOCAL,
+                type="local",
+                priority=_METRIC_BASE + link.index,
+                proto=ROUTE_PROTOCOL,
+                family=socket.AF_INET6,
+            )
+        except NetlinkError as error:
+            if error.code not in (3, 17, 19):  # ESRCH, EEXIST, ENODEV: it is so already, or the link has gone
+                _log.error("route local ::1 dev %s: %s; [::1] will not reach its targets", link.name, error)
+
+
+def _routes(message: Any) -> list[Route]:
+    """The paths of one route; not those without an interface (blackhole, unreachable)."""
+    if message["type"] != _UNICAST or message["family"] not in (socket.AF_INET, socket.AF_INET6):
+        return []
+    family: Any = 4 if message["family"] == socket.AF_INET else 6
+    default = "0.0.0.0" if family == 4 else "::"
+    prefix = f"{message.get('RTA_DST') or default}/{message['dst_len']}"
+    paths = message.get("RTA_MULTIPATH") or [message]
+    return [
+        Route(
+            family,
+            prefix,
+            path.get("RTA_OIF") or path["oif"],
+            message.get("RTA_PRIORITY") or 0,
+            message["dst_len"] > 0 and path.get("RTA_GATEWAY") is None and path.get("RTA_VIA") is None,
+            message["proto"] == _PROTO_RA,
+        )
+        for path in paths
+        if path.get("RTA_OIF") or (path is not message and path["oif"])
+    ]

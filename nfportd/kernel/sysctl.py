@@ -1,0 +1,114 @@
+"""Kernel parameters under /proc/sys/net that forwarding needs.
+
+Must not decide which ones: topology does. The one idea: what was set and what it was before is written down in the run
+directory first, so that a stop, also of a later process after a crash, gives back exactly that.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+_ROOT = Path("/proc/sys/net")
+IPV4_FORWARD = "ipv4/ip_forward"
+IPV6_FORWARD = "ipv6/conf/all/forwarding"
+
+
+def route_localnet(interface: str) -> str:
+    """The parameter by which an interface takes answers to 127.0.0.0/8 (ip-sysctl.rst, route_localnet)."""
+    return f"ipv4/conf/{interface}/route_localnet"
+
+
+def accept_ra(interface: str) -> str:
+    """The parameter by which an interface takes router advertisements; 1 means: not while forwarding."""
+    return f"ipv6/conf/{interface}/accept_ra"
+
+
+def read(name: str) -> str | None:
+    """A parameter's value; None where the kernel has none (IPv6 off, the interface gone)."""
+    try:
+        return (_ROOT / name).read_text().strip()
+    except OSError:
+        return None
+
+
+class Sysctls:
+    """The parameters that nfportd set, remembered in `record` across crashes."""
+
+    def __init__(self, record: Path, *, manage: bool) -> None:
+        self._record = record
+        self._manage = manage
+        self._before: dict[str, str] = self._load()
+        self._missing: set[str] = set()
+
+    def require(self, names: set[str]) -> None:
+        """See that each of these is 1: set it, or say once that it is missing where nfportd does not manage sysctls."""
+        lacking = {name for name in names if read(name) not in ("1", "2")}
+        for name in sorted(lacking):
+            if not self._manage:
+                if name not in self._missing:
+                    _log.warning("missing: run sysctl -w net.%s=1 (manage_sysctls is false)", _dotted(name))
+            elif read(name) is None:
+                if name not in self._missing:
+                    _log.error("the kernel has no net.%s; is IPv6 disabled or the interface gone?", _dotted(name))
+            else:
+                self._set(name)
+        self._missing = {name for name in lacking if read(name) not in ("1", "2")}
+
+    def release(self, names: set[str]) -> None:
+        """Give back those of the names that nfportd set and that still have its value."""
+        for name in sorted(names & self._before.keys()):
+            before = self._before[name]
+            if read(name) == "1" and before != "1":
+                self._write(name, before)
+                _log.info("gave back net.%s=%s", _dotted(name), before)
+            del self._before[name]
+        self._save()
+
+    @property
+    def managed(self) -> frozenset[str]:
+        """The parameters that nfportd set."""
+        return frozenset(self._before)
+
+    def _set(self, name: str) -> None:
+        value = read(name)
+        if value is None:
+            return
+        self._before.setdefault(name, value)
+        self._save()
+        if self._write(name, "1"):
+            _log.info("set net.%s=1 (was %s)", _dotted(name), value)
+
+    def _write(self, name: str, value: str) -> bool:
+        try:
+            (_ROOT / name).write_text(value)
+        except OSError as error:
+            _log.error("cannot set net.%s=%s: %s", _dotted(name), value, error.strerror)
+            return False
+        return True
+
+    def _load(self) -> dict[str, str]:
+        try:
+            found = json.loads(self._record.read_text())
+            return {str(name): str(value) for name, value in found.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, AttributeError) as error:
+            _log.error("%s cannot be read (%s); what an earlier run set stays set", self._record, error)
+            return {}
+
+    def _save(self) -> None:
+        if not self._before:
+            self._record.unlink(missing_ok=True)
+            return
+        scratch = self._record.with_suffix(".new")
+        scratch.write_text(json.dumps(self._before, indent=1))
+        scratch.replace(self._record)
+
+
+def _dotted(name: str) -> str:
+    # An interface name may hold dots: sysctl(8) takes slashes then.
+    return name.replace("/", ".") if "." not in name else name

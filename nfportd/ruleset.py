@@ -1,0 +1,285 @@
+"""The table: its whole text on one page, elements and deltas as nft input, and reading what nft lists.
+
+Must not run anything: text and parsed JSON in, text and values out. The one idea: the skeleton is written once and
+stays; mappings are elements only, so the number of rules is constant and a change is a delta.
+
+nft 1.0.6 reads elements as text twice as fast as as JSON and with half the memory (docs/architecture.md), and prints
+rules differently from how they were written. Hence text is written, JSON is read, and the chains are compared by a
+fingerprint of what nft listed right after they were written, kept in the table itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+from collections.abc import Iterable
+from string import Template
+from typing import Any, NamedTuple
+
+from nfportd.desired import Delta, Elements, Parts, Slot
+
+TABLE = "nfportd"
+
+#: What a reader can paste into nft, after putting a number for $bit and $others (all bits but that one).
+SKELETON = Template("""\
+table inet $table {$flags
+  # Keys on every local address, and on one address; each element counts the connections it accepted.
+  map any4 { type inet_proto . inet_service : ipv4_addr . inet_service; counter; }
+  map any6 { type inet_proto . inet_service : ipv6_addr . inet_service; counter; }
+  map addr4 { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; counter; }
+  map addr6 { type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; counter; }
+
+  # Keys whose mapping says `masquerade: always`.
+  set always_any4 { type inet_proto . inet_service; }
+  set always_any6 { type inet_proto . inet_service; }
+  set always_addr4 { type ipv4_addr . inet_proto . inet_service; }
+  set always_addr6 { type ipv6_addr . inet_proto . inet_service; }
+
+  # Prefixes that are on-link at the interface by which targets are reached: their answers would not pass us.
+  set onlink4 { type ipv4_addr . ifname; flags interval; }
+  set onlink6 { type ipv6_addr . ifname; flags interval; }
+
+  set fingerprint { type mark; }
+
+  # A listen address of its own goes before the wildcard; dnat ends the chain.
+  chain dispatch {
+    ip daddr . meta l4proto . th dport @always_addr4 meta mark set meta mark | $bit
+    dnat ip addr . port to ip daddr . meta l4proto . th dport map @addr4
+    ip6 daddr . meta l4proto . th dport @always_addr6 meta mark set meta mark | $bit
+    dnat ip6 addr . port to ip6 daddr . meta l4proto . th dport map @addr6
+    meta nfproto ipv4 meta l4proto . th dport @always_any4 meta mark set meta mark | $bit
+    dnat ip addr . port to meta l4proto . th dport map @any4
+    meta nfproto ipv6 meta l4proto . th dport @always_any6 meta mark set meta mark | $bit
+    dnat ip6 addr . port to meta l4proto . th dport map @any6
+  }
+
+  # Loopback is served by the output hook alone. IPv6 does not forward link-local sources (RFC 4291, 2.5.6).
+  chain prerouting {
+    type nat hook prerouting priority dstnat; policy accept;
+    ip daddr 127.0.0.0/8 return
+    ip6 daddr ::1 return
+    ip6 saddr fe80::/10 return
+    fib daddr type local jump dispatch
+  }
+
+  # nft 1.0.6 refuses the name dstnat on this hook.
+  chain output {
+    type nat hook output priority -100; policy accept;
+    fib daddr type local jump dispatch
+  }
+
+  # Before srcnat, so that a bridge's own masquerade does not come first.
+  chain postrouting {
+    type nat hook postrouting priority 99; policy accept;
+    ct status & dnat == 0 return
+    ip saddr 127.0.0.0/8 meta mark set meta mark | $bit
+    ip6 saddr ::1 meta mark set meta mark | $bit
+    ip saddr . oifname @onlink4 meta mark set meta mark | $bit
+    ip6 saddr . oifname @onlink6 meta mark set meta mark | $bit
+    meta mark & $bit != 0 goto masquerading
+  }
+
+  chain masquerading {
+    meta mark set meta mark & $others
+    masquerade
+  }
+
+  # route_localnet would open 127.0.0.0/8 of this host to its neighbours (CVE-2020-8558).
+  chain loopback_guard {
+    type filter hook prerouting priority raw; policy accept;
+    iifname "lo" return
+    ip daddr 127.0.0.0/8 counter drop
+    ip saddr 127.0.0.0/8 counter drop
+    ip6 daddr ::1 counter drop
+    ip6 saddr ::1 counter drop
+  }
+}
+""")
+
+#: Base chains as nft lists them: type, hook, priority, policy. They cannot be changed in place, only made anew.
+_BASE_CHAINS: dict[str, tuple[str | int | None, ...]] = {
+    "prerouting": ("nat", "prerouting", -100, "accept"),
+    "output": ("nat", "output", -100, "accept"),
+    "postrouting": ("nat", "postrouting", 99, "accept"),
+    "loopback_guard": ("filter", "prerouting", -300, "accept"),
+}
+_PLAIN_CHAIN = (None, None, None, None)
+_CHAINS = {**_BASE_CHAINS, "dispatch": _PLAIN_CHAIN, "masquerading": _PLAIN_CHAIN}
+
+#: Sets and maps as nft lists them: type of the key, of the value, flags.
+_SETS: dict[str, tuple[tuple[str, ...], str | None, tuple[str, ...]]] = {
+    **{f"any{f}": (("inet_proto", "inet_service"), f"ipv{f}_addr . inet_service", ()) for f in (4, 6)},
+    **{f"addr{f}": ((f"ipv{f}_addr", "inet_proto", "inet_service"), f"ipv{f}_addr . inet_service", ()) for f in (4, 6)},
+    **{f"always_any{f}": (("inet_proto", "inet_service"), None, ()) for f in (4, 6)},
+    **{f"always_addr{f}": ((f"ipv{f}_addr", "inet_proto", "inet_service"), None, ()) for f in (4, 6)},
+    **{f"onlink{f}": ((f"ipv{f}_addr", "ifname"), None, ("interval",)) for f in (4, 6)},
+    "fingerprint": (("mark",), None, ()),
+}
+_ELEMENT_SETS = tuple(name for name in _SETS if name != "fingerprint")
+
+
+#: Flags of a table, as nft writes them.
+Flags = tuple[str, ...]
+
+#: With these only we can change the table, `nft flush ruleset` included, and it outlives our process.
+OWNED: Flags = ("owner", "persist")
+
+
+class Listed(NamedTuple):
+    """Our table as it was found in the kernel."""
+
+    elements: Elements
+    chains: dict[str, tuple[str | int | None, ...]]
+    sets: dict[str, tuple[tuple[str, ...], str | None, tuple[str, ...]]]
+    rules: str
+    fingerprint: str | None
+    flags: Flags
+    counters: dict[Slot, int]
+
+
+def skeleton(mark_bit: int, flags: Flags = (), table: str = TABLE) -> str:
+    """The table with its sets, chains and rules and no element, for a mark bit from 0 to 31."""
+    bit = 1 << mark_bit
+    line = f"\n  flags {', '.join(flags)};" if flags else ""
+    return SKELETON.substitute(table=table, flags=line, bit=f"{bit:#x}", others=f"{0xFFFFFFFF ^ bit:#x}")
+
+
+def empty_table(flags: Flags, table: str = TABLE) -> str:
+    """A table and nothing in it. With the flags owner and persist (Linux 6.9, nft 1.1.0) this also takes over a table
+    whose owner has gone."""
+    return f"add table inet {table} {{ flags {', '.join(flags)}; }}\n"
+
+
+def refill(found: Listed, mark_bit: int, flags: Flags) -> str:
+    """Turn a table that another version wrote into ours. Chains that stay are flushed and filled in one transaction.
+
+    What this version does not know is deleted, so that no stale rule is left; a set or base chain whose definition
+    differs is made anew, for the kernel changes neither in place.
+    """
+    lines = [f"flush chain inet {TABLE} {chain}" for chain in found.chains]
+    for chain, shape in found.chains.items():
+        if _CHAINS.get(chain) != shape:
+            lines.append(f"delete chain inet {TABLE} {chain}")
+    for name in sets_to_replace(found):
+        kind = "map" if found.sets[name][1] else "set"
+        lines.append(f"delete {kind} inet {TABLE} {name}")
+    if "fingerprint" in found.sets:
+        lines.append(f"flush set inet {TABLE} fingerprint")
+    return "\n".join([*lines, skeleton(mark_bit, flags)])
+
+
+def sets_to_replace(found: Listed) -> list[str]:
+    """Sets and maps of the found table that are not as this version defines them."""
+    return [name for name, shape in found.sets.items() if _SETS.get(name) != shape]
+
+
+def text(change: Delta, table: str = TABLE) -> str:
+    """A delta as nft input. Removals come first: an element that is added under a used key is refused (EEXIST)."""
+    lines = []
+    for verb, slots in (("delete", change.remove), ("add", change.add)):
+        by_set: dict[str, list[str]] = {}
+        for slot, value in slots.items():
+            by_set.setdefault(slot.set, []).append(_element(slot, value if verb == "add" else None))
+        lines += [f"{verb} element inet {table} {name} {{ {', '.join(found)} }}" for name, found in by_set.items()]
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def _element(slot: Slot, value: Parts | None) -> str:
+    if slot.set.startswith("onlink"):
+        prefix, interface = slot.key
+        return f'{prefix} . "{interface}"'
+    written = " . ".join(map(str, slot.key))
+    return f"{written} : {' . '.join(map(str, value))}" if value else written
+
+
+def fingerprint(mark_bit: int, found: Listed) -> str:
+    """What the chains should be and how this nft lists them, in 64 hexadecimal digits."""
+    return hashlib.sha256(f"{skeleton(mark_bit)}\n{found.rules}".encode()).hexdigest()
+
+
+def set_fingerprint(digest: str) -> str:
+    """nft input that leaves a fingerprint in the table."""
+    return f'add element inet {TABLE} fingerprint {{ 0x1 comment "{digest}" }}\n'
+
+
+def parse(listing: dict[str, Any]) -> Listed | None:
+    """Read what `nft -j list table inet nfportd` gives; None when it holds no table."""
+    found: dict[str, list[dict[str, Any]]] = {"table": [], "chain": [], "rule": [], "set": [], "map": []}
+    for item in listing["nftables"]:
+        for kind, value in item.items():
+            if kind in found:
+                found[kind].append(value)
+    if not found["table"]:
+        return None
+    listed_sets = {s["name"]: s for s in found["set"] + found["map"]}
+    elements: Elements = {}
+    counters: dict[Slot, int] = {}
+    for name in _ELEMENT_SETS:
+        elements[name] = dict(_elements(name, listed_sets.get(name, {}), counters))
+    return Listed(
+        elements,
+        {c["name"]: (c.get("type"), c.get("hook"), c.get("prio"), c.get("policy")) for c in found["chain"]},
+        {name: _shape(s) for name, s in listed_sets.items()},
+        _rules(found["rule"]),
+        _comment(listed_sets.get("fingerprint", {})),
+        tuple(sorted(_listed(found["table"][0].get("flags")))),
+        counters,
+    )
+
+
+def _shape(listed: dict[str, Any]) -> tuple[tuple[str, ...], str | None, tuple[str, ...]]:
+    data = listed.get("map")
+    # nft 1.1.3 lists a concatenated value as a list, 1.0.6 as text.
+    value = " . ".join(data) if isinstance(data, list) else data
+    return tuple(_listed(listed.get("type"))), value, tuple(_listed(listed.get("flags")))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _rules(rules: list[dict[str, Any]]) -> str:
+    """All rules in order, chain by chain, without what changes by itself (handles, counters)."""
+    chains: dict[str, list[Any]] = {}
+    for rule in rules:
+        plain = [{"counter": None} if "counter" in statement else statement for statement in rule["expr"]]
+        chains.setdefault(rule["chain"], []).append(plain)
+    return json.dumps(chains, sort_keys=True)
+
+
+def _comment(listed: dict[str, Any]) -> str | None:
+    for element in listed.get("elem", []):
+        if isinstance(element, dict) and "elem" in element:
+            comment = element["elem"].get("comment")
+            return str(comment) if comment else None
+    return None
+
+
+def _elements(name: str, listed: dict[str, Any], counters: dict[Slot, int]) -> Iterable[tuple[Parts, Parts | None]]:
+    is_map = bool(listed.get("map"))
+    for item in listed.get("elem", []):
+        key, value = item if is_map else (item, None)
+        if isinstance(key, dict) and "elem" in key:
+            inside = key["elem"]
+            key = inside["val"]
+            parts = _parts(key)
+            if "counter" in inside:
+                counters[Slot(name, parts)] = inside["counter"]["packets"]
+        else:
+            parts = _parts(key)
+        if name.startswith("onlink"):
+            parts = (_prefix(key["concat"][0]), *parts[1:])
+        yield parts, _parts(value) if value is not None else None
+
+
+def _parts(listed: Any) -> Parts:
+    return tuple(p if isinstance(p, str | int) else json.dumps(p) for p in listed["concat"])
+
+
+def _prefix(listed: Any) -> str:
+    """A prefix in the form of str(ip_network): nft lists one of full length as an address."""
+    if isinstance(listed, dict):
+        inside = listed.get("prefix")
+        return f"{inside['addr']}/{inside['len']}" if inside else json.dumps(listed)
+    return str(ipaddress.ip_network(listed))

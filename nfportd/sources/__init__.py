@@ -1,0 +1,1 @@
+"""What asks for mappings: the directory of drop-ins. Knows nothing of nftables."""

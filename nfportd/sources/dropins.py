@@ -1,0 +1,136 @@
+"""The directory of drop-ins: reads files when told, keeps the last good content of those that are broken.
+
+Must not know the kernel. The one idea: one file is one owner; what a file wishes changes only when the whole file is
+right, and its last good content survives a restart in the run directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from nfportd import document, validation
+from nfportd.errors import InvalidInput, Problem
+from nfportd.model import Mapping
+
+_log = logging.getLogger(__name__)
+
+#: What owners wish: their mappings with the lines in which they begin.
+Wishes = dict[str, dict[Mapping, int]]
+
+
+def is_dropin(name: str) -> bool:
+    """Whether a file name is one of ours; editors' scratch files begin with a dot or end otherwise."""
+    return name.endswith(".yaml") and not name.startswith((".", "#"))
+
+
+def owner(name: str) -> str:
+    """The owner that a file is."""
+    return f"file:{name}"
+
+
+def read(path: Path) -> dict[Mapping, int]:
+    """The mappings of one file. Raises InvalidInput, also where the file cannot be read; FileNotFoundError."""
+    return validation.mappings(_content(path), str(path))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        # Not more than can be taken, whatever the size of the file.
+        with path.open("rb") as file:
+            return file.read(document.MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InvalidInput([Problem(str(path), 0, 0, f"cannot be read: {error.strerror}")]) from None
+
+
+class DropIns:
+    """What the files of a directory wish. `last_good` keeps copies of the content in force."""
+
+    def __init__(self, directory: Path, last_good: Path) -> None:
+        self.directory = directory
+        self._last_good = last_good
+        self._digests: dict[str, bytes] = {}
+        self.problems: dict[str, tuple[Problem, ...]] = {}
+
+    def changes(self, names: Iterable[str] | None) -> Wishes:
+        """Read these files (None: all) and return what the changed ones wish; a vanished one wishes nothing.
+
+        A broken file is logged and not in the answer: what it wished before goes on.
+        """
+        if names is None:
+            names = {*self._listed(), *self._digests, *self.problems, *self._kept()}
+        wishes: Wishes = {}
+        for name in sorted(filter(is_dropin, names)):
+            try:
+                wished = self._changed(name)
+            except InvalidInput as error:
+                wished = self._broken(name, error.problems)
+            if wished is not None:
+                wishes[owner(name)] = wished
+        return wishes
+
+    def _listed(self) -> list[str]:
+        try:
+            found = [path.name for path in self.directory.iterdir()]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            _log.error("%s: cannot be read: %s; its files' last good content stays", self.directory, error.strerror)
+            return list(self._digests)
+        for name in sorted(found):
+            if name.endswith((".yml", ".YAML", ".json")):
+                _log.warning("%s/%s: ignored, only files named *.yaml are read", self.directory, name)
+        return found
+
+    def _changed(self, name: str) -> dict[Mapping, int] | None:
+        try:
+            content = _content(self.directory / name)
+        except FileNotFoundError:
+            self._digests.pop(name, None)
+            self.problems.pop(name, None)
+            (self._last_good / name).unlink(missing_ok=True)
+            return {}
+        digest = hashlib.sha256(content).digest()
+        if self._digests.get(name) == digest:
+            self.problems.pop(name, None)
+            return None
+        wished = validation.mappings(content, str(self.directory / name))
+        self._digests[name] = digest
+        self.problems.pop(name, None)
+        self._keep(name, content)
+        return wished
+
+    def _broken(self, name: str, problems: tuple[Problem, ...]) -> dict[Mapping, int] | None:
+        self.problems[name] = problems
+        for problem in problems:
+            _log.error("%s", problem)
+        if name in self._digests:
+            _log.error("%s/%s: its last good content stays in force", self.directory, name)
+            return None
+        try:
+            wished = read(self._last_good / name)
+        except (FileNotFoundError, InvalidInput):
+            _log.error("%s/%s: nothing of it is in force", self.directory, name)
+            return None
+        _log.error("%s/%s: the good content of an earlier run stays in force", self.directory, name)
+        self._digests[name] = b""
+        return wished
+
+    def _kept(self) -> list[str]:
+        try:
+            return [path.name for path in self._last_good.iterdir()]
+        except FileNotFoundError:
+            return []
+
+    def _keep(self, name: str, content: bytes) -> None:
+        try:
+            self._last_good.mkdir(mode=0o700, exist_ok=True)
+            scratch = self._last_good / f".{name}.new"
+            scratch.write_bytes(content)
+            scratch.replace(self._last_good / name)
+        except OSError as error:
+            _log.warning("%s: no copy of %s is kept (%s)", self._last_good, name, error.strerror)

@@ -1,0 +1,156 @@
+"""The host's network as a value: which interface reaches a target, what is on-link there, what the host must allow.
+
+Must not ask the kernel: kernel/network.py does. The one idea: everything that depends on routes is a function of one
+snapshot and the targets in use, so that it can be computed anew whenever either changes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Iterable, Set as AbstractSet
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from nfportd.desired import Reached, Slot
+from nfportd.model import FAMILIES, Family
+
+#: Names that can stand in nft's text and in /proc paths without a second thought; the kernel allows nearly anything.
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface."""
+
+    index: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A unicast route of the main table. A multipath route stands once for each path.
+
+    `on_link`: neighbours in the prefix are reached without a gateway; a default route without one says nothing of
+    the kind. `advertised`: learned from a router advertisement.
+    """
+
+    family: Family
+    prefix: str
+    interface: int
+    metric: int
+    on_link: bool
+    advertised: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A snapshot of links, routes and local addresses."""
+
+    links: tuple[Link, ...] = ()
+    routes: tuple[Route, ...] = ()
+    addresses: frozenset[tuple[Family, str]] = frozenset()
+
+
+class Loopback(NamedTuple):
+    """A link that must take answers to the host's loopback addresses of one family."""
+
+    family: Family
+    link: Link
+
+
+class Forward(NamedTuple):
+    """A family that must be forwarded."""
+
+    family: Family
+
+
+class Unreached(NamedTuple):
+    """A target to which no route leads."""
+
+    address: str
+
+
+#: What one target asks of the host; a Slot is an element of an on-link set.
+Need = Slot | Loopback | Forward | Unreached
+
+
+class _Table:
+    """Longest-prefix match over the routes of one family."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._by_length: dict[int, dict[int, list[Route]]] = {}
+        self._width = 0
+        for route in routes:
+            network = ipaddress.ip_network(route.prefix)
+            self._width = network.max_prefixlen
+            nets = self._by_length.setdefault(network.prefixlen, {})
+            nets.setdefault(int(network.network_address), []).append(route)
+        self._lengths = sorted(self._by_length, reverse=True)
+
+    def covering(self, address: str) -> Iterable[list[Route]]:
+        """The routes that cover an address, the longest prefix first."""
+        number = int(ipaddress.ip_address(address))
+        for length in self._lengths:
+            shift = self._width - length
+            routes = self._by_length[length].get(number >> shift << shift)
+            if routes:
+                yield routes
+
+
+class Topology:
+    """What the targets in use ask of the host, by one snapshot of its network.
+
+    Adding or removing a target costs the same at any number of them: each need is counted.
+    """
+
+    def __init__(self, network: Network, targets: Iterable[Reached] = ()) -> None:
+        self.network = network
+        self._links = {link.index: link for link in network.links if _PLAIN_NAME.fullmatch(link.name)}
+        self._tables = {f: _Table(r for r in network.routes if r.family == f) for f in FAMILIES}
+        self._needs: Counter[Need] = Counter()
+        for target in targets:
+            self.add(target)
+
+    @property
+    def needs(self) -> AbstractSet[Need]:
+        """Everything that is needed now."""
+        return self._needs.keys()
+
+    def add(self, target: Reached) -> None:
+        """Count what a target needs."""
+        self._needs.update(self._of(target))
+
+    def remove(self, target: Reached) -> None:
+        """Let go what a target needed."""
+        for need in self._of(target):
+            self._needs[need] -= 1
+            if not self._needs[need]:
+                del self._needs[need]
+
+    def _of(self, target: Reached) -> set[Need]:
+        covering = list(self._tables[target.family].covering(target.address))
+        needs: set[Need] = {Forward(target.family)}
+        if not covering:
+            return needs | {Unreached(target.address)}
+        if target.loopback:
+            best = min(route.metric for route in covering[0])
+            paths = {self._links.get(r.interface) for r in covering[0] if r.metric == best}
+            needs |= {Loopback(target.family, link) for link in paths if link and link.name != "lo"}
+        for route in (route for routes in covering for route in routes if route.on_link):
+            link = self._links.get(route.interface)
+            if link:
+                needs.add(Slot(f"onlink{target.family}", (route.prefix, link.name)))
+        return needs
+
+
+def odd_names(network: Network) -> list[str]:
+    """Interfaces whose names cannot be written in a ruleset; their targets get no hairpin and no loopback."""
+    return [link.name for link in network.links if not _PLAIN_NAME.fullmatch(link.name)]
+
+
+def advertised_links(network: Network) -> set[str]:
+    """Links whose IPv6 routes come from router advertisements, which a forwarding host ignores (ip-sysctl.rst)."""
+    names = {link.index: link.name for link in network.links}
+    return {names[r.interface] for r in network.routes if r.advertised and r.interface in names}

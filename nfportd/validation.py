@@ -1,0 +1,165 @@
+"""Documents -> checked values: what the types of a model refuse, said for the place in the file.
+
+Must not read files nor know nftables. The one idea: pydantic finds everything that is wrong at once and names the
+path; here a path becomes a line and column, and an error code becomes a sentence with what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping as AbstractMapping
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from nfportd import document
+from nfportd.document import Node
+from nfportd.errors import InvalidInput, Problem
+from nfportd.model import Key, Mapping, describe
+
+T = TypeVar("T")
+
+#: A file with a mistake in every line needs no more lines of errors than a screen has.
+MAX_PROBLEMS = 50
+
+_MAPPING = TypeAdapter(Mapping)
+_MAPPING_KEYS = tuple(Mapping.__dataclass_fields__)
+_WANTED = {
+    "string_type": "text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "int_type": "a number",
+}
+
+
+def mappings(content: bytes, file: str) -> dict[Mapping, int]:
+    """Read the mappings of one drop-in: each with the line in which it begins, in the order of the file.
+
+    Raises InvalidInput with every problem found: in the YAML, in each mapping, and between mappings.
+    """
+    root = document.read(content, file)
+    if root is None:
+        return {}
+    items = _items(root, file)
+    problems: list[Problem] = []
+    found: dict[Mapping, int] = {}
+    claimed: dict[Key, tuple[Mapping, int]] = {}
+    for number, node in enumerate(items, start=1):
+        try:
+            mapping = _MAPPING.validate_python(node.plain())
+        except ValidationError as error:
+            problems += _problems(error, node, file, f"mapping {_label(node, number)}: ", _MAPPING_KEYS)
+            continue
+        problems += _clashes(mapping, node, claimed, file)
+        found.setdefault(mapping, node.line)
+    _raise(problems, file)
+    return found
+
+
+def checked(content: bytes, file: str, wanted: type[T]) -> T:
+    """Read one YAML document as a pydantic type; an empty document is one in which every key has its default.
+
+    Raises InvalidInput with every problem found.
+    """
+    node = document.read(content, file) or Node({}, 1, 1)
+    adapter = TypeAdapter(wanted)
+    try:
+        return adapter.validate_python(node.plain())
+    except ValidationError as error:
+        problems = _problems(error, node, file, "", tuple(getattr(wanted, "__dataclass_fields__", ())))
+        raise InvalidInput(problems) from None
+
+
+def _items(root: Node, file: str) -> list[Node]:
+    """The nodes under `mappings:`."""
+    right = "a drop-in is `mappings:` and a list under it"
+    if not isinstance(root.value, dict):
+        raise InvalidInput([Problem(file, root.line, root.column, f"found {describe(root.value)}; {right}")])
+    problems = [
+        Problem(file, node.line, node.column, f"unknown key {describe(key)}; {right}")
+        for key, node in root.value.items()
+        if key != "mappings"
+    ]
+    inside = root.value.get("mappings")
+    if inside is not None and not isinstance(inside.value, list | None):
+        found = describe(inside.value)
+        problems.append(
+            Problem(
+                file,
+                inside.line,
+                inside.column,
+                f"mappings: found {found}; write a list, each item begins with -",
+            )
+        )
+    _raise(problems, file)
+    return inside.value if inside is not None and isinstance(inside.value, list) else []
+
+
+def _label(node: Node, number: int) -> str:
+    name = node.value.get("name") if isinstance(node.value, dict) else None
+    return f'"{name.value}"' if name is not None and isinstance(name.value, str | int) else f"number {number}"
+
+
+def _raise(problems: list[Problem], file: str) -> None:
+    if len(problems) > MAX_PROBLEMS:
+        more = len(problems) - MAX_PROBLEMS
+        problems = [*problems[:MAX_PROBLEMS], Problem(file, 0, 0, f"and {more:,} more problems")]
+    if problems:
+        raise InvalidInput(problems)
+
+
+def _clashes(mapping: Mapping, node: Node, claimed: dict[Key, tuple[Mapping, int]], file: str) -> Iterable[Problem]:
+    """Claim the mapping's keys; one problem for each earlier mapping of the file that holds some of them."""
+    clashes: dict[int, list[Key]] = {}
+    for key, _ in mapping.endpoints():
+        holder = claimed.setdefault(key, (mapping, node.line))
+        if holder[0] is not mapping:
+            clashes.setdefault(holder[1], []).append(key)
+    place = node.at(("listen",))
+    for line, keys in clashes.items():
+        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+        holder_mapping = claimed[keys[0]][0]
+        found = f"{keys[0]}{more} is claimed already by mapping {holder_mapping} in line {line}"
+        yield Problem(file, place.line, place.column, f"mapping {mapping}: {found}; remove one")
+
+
+def _problems(error: ValidationError, node: Node, file: str, prefix: str, known: tuple[str, ...]) -> Iterable[Problem]:
+    for detail in error.errors(include_url=False):
+        path = tuple(detail["loc"])
+        context: AbstractMapping[str, Any] = detail.get("ctx", {})
+        if "at" in context:
+            path = (*path, context["at"])
+        place = node.at(path)
+        where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
+        # The path of an unknown key is the key itself.
+        subject = (
+            f"{where}: " if where and detail["type"] not in ("extra_forbidden", "unexpected_keyword_argument") else ""
+        )
+        yield Problem(file, place.line, place.column, prefix + subject + _sentence(detail, path, context, known))
+
+
+def _sentence(
+    detail: AbstractMapping[str, Any],
+    path: tuple[str | int, ...],
+    context: AbstractMapping[str, Any],
+    known: tuple[str, ...],
+) -> str:
+    """Say one pydantic error (https://docs.pydantic.dev/latest/errors/validation_errors/) the way we say ours."""
+    found = describe(detail["input"])
+    match detail["type"]:
+        case "value_error":
+            return str(context["error"])
+        case "family" | "range":
+            return str(context["text"])
+        case "missing" | "missing_argument" | "missing_keyword_only_argument":
+            return "is missing; every mapping needs listen and targets"
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            close = difflib.get_close_matches(str(path[-1]), known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"known keys are {', '.join(known)}"
+            return f"unknown key {describe(path[-1])}; {hint}"
+        case "literal_error":
+            return f"found {found}; write {context['expected'].replace(chr(39), '')}"
+        case "dataclass_type":
+            return f"found {found}; write a mapping of keys"
+        case code:
+            return f"found {found}; {'write ' + _WANTED[code] if code in _WANTED else detail['msg']}"
