@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nfportd import ruleset
-from nfportd.desired import Delta, Desired
+from nfportd.desired import Desired, delta
 from nfportd.errors import InvalidInput, NotPossible, Problem
 from nfportd.kernel.nft import Nft
 from nfportd.sources import dropins
@@ -44,7 +44,7 @@ def problems(found: Iterable[Path], desired: Desired) -> list[Problem]:
             wrong += error.problems
         except FileNotFoundError:
             wrong.append(Problem(str(path), 0, 0, "vanished while it was read"))
-    for claim, keys in desired.waiting(desired.keys()).items():
+    for claim, keys in desired.waiting(desired.claimed()).items():
         holder = desired.holder(keys[0])
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
         message = f"mapping {claim.mapping}: {keys[0]}{more} is held by {holder}; remove one"
@@ -63,7 +63,7 @@ async def kernel_refuses(desired: Desired, mark_bit: int) -> str | None:
         flags = ("dormant",)
         if why := await nft.allows(ruleset.empty_table(flags, _SCRATCH)):
             raise NotPossible(why)
-        elements = ruleset.text(Delta({}, desired.wanted(desired.keys())), _SCRATCH)
+        elements = ruleset.text(delta({}, desired.wanted(desired.claimed())), _SCRATCH)
         return await nft.allows(ruleset.skeleton(mark_bit, flags, _SCRATCH) + elements)
     finally:
         nft.close()

@@ -9,9 +9,10 @@ from __future__ import annotations
 import bisect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping as AbstractMapping
+from enum import Enum
 from typing import NamedTuple
 
-from nfportd.model import Endpoint, Family, Key, Mapping, Protocol
+from nfportd.model import FAMILIES, Endpoint, Family, Key, Mapping, Protocol
 
 #: The parts of an element's key or value as nft writes them: `("192.0.2.1", "tcp", 80)`.
 Parts = tuple[str | int, ...]
@@ -26,6 +27,16 @@ class Slot(NamedTuple):
 
 #: Elements by set, then by key; a map's value, or None where a set just contains.
 Elements = dict[str, dict[Parts, Parts | None]]
+_NOTHING: dict[Parts, Parts | None] = {}
+
+
+class Absent(Enum):
+    """What a slot without an element holds; None is what an element of a set holds."""
+
+    ABSENT = 0
+
+
+ABSENT = Absent.ABSENT
 
 
 class Delta(NamedTuple):
@@ -55,6 +66,10 @@ class Claim(NamedTuple):
         return (self.owner, self.line)
 
 
+#: Keys that a change touches, each with the claim that held it before.
+Touched = dict[Key, Claim | None]
+
+
 class Reached(NamedTuple):
     """A target address in use, and whether loopback connections can be sent to it."""
 
@@ -73,29 +88,29 @@ class Desired:
         self._reached: Counter[Reached] = Counter()
         self._reached_since: dict[Reached, bool] = {}
 
-    def replace(self, owner: str, mappings: AbstractMapping[Mapping, int]) -> set[Key]:
+    def replace(self, owner: str, mappings: AbstractMapping[Mapping, int]) -> Touched:
         """Make `mappings` (with their lines) all that the owner claims; return the keys that this touches."""
         before = self._owners.get(owner, {})
         after = {mapping: Claim(owner, line, mapping) for mapping, line in mappings.items()}
-        touched: set[Key] = set()
+        touched: Touched = {}
         for mapping in before.keys() - after.keys():
-            touched |= self._drop(before[mapping])
+            self._drop(before[mapping], touched)
         for mapping, claim in after.items():
             if mapping not in before:
-                touched |= self._take(claim)
+                self._take(claim, touched)
             elif before[mapping] != claim:
                 # Only the line moved: the claim is renewed, the keys stay as they are.
-                self._drop(before[mapping])
-                self._take(claim)
+                self._drop(before[mapping], {})
+                self._take(claim, {})
         self._owners[owner] = after
         if not after:
             del self._owners[owner]
         return touched
 
-    def _take(self, claim: Claim) -> set[Key]:
-        keys = set()
+    def _take(self, claim: Claim, touched: Touched) -> None:
         for key, endpoint in claim.mapping.endpoints():
             others = self.claims(key)
+            touched.setdefault(key, others[0] if others else None)
             if others:
                 ordered = list(others)
                 bisect.insort(ordered, claim, key=lambda c: c.order)
@@ -106,13 +121,12 @@ class Desired:
             if not self._reached[reached]:
                 self._note(reached, used=True)
             self._reached[reached] += 1
-            keys.add(key)
-        return keys
 
-    def _drop(self, claim: Claim) -> set[Key]:
-        keys = set()
+    def _drop(self, claim: Claim, touched: Touched) -> None:
         for key, endpoint in claim.mapping.endpoints():
-            others = tuple(c for c in self.claims(key) if c is not claim)
+            claims = self.claims(key)
+            touched.setdefault(key, claims[0])
+            others = tuple(c for c in claims if c is not claim)
             if others:
                 self._claims[key] = others[0] if len(others) == 1 else others
             else:
@@ -122,8 +136,6 @@ class Desired:
             if not self._reached[reached]:
                 del self._reached[reached]
                 self._note(reached, used=False)
-            keys.add(key)
-        return keys
 
     def _note(self, reached: Reached, *, used: bool) -> None:
         if self._reached_since.get(reached, used) != used:
@@ -144,7 +156,11 @@ class Desired:
         claims = self.claims(key)
         return claims[0] if claims else None
 
-    def keys(self) -> Iterable[Key]:
+    def wishes(self, claim: Claim) -> bool:
+        """Whether its owner still makes this claim."""
+        return self._owners.get(claim.owner, {}).get(claim.mapping) == claim
+
+    def claimed(self) -> Iterable[Key]:
         """Every key that somebody claims."""
         return self._claims.keys()
 
@@ -173,29 +189,34 @@ class Desired:
         """How many mappings there are."""
         return sum(len(mappings) for mappings in self._owners.values())
 
-    def wanted(self, keys: Iterable[Key]) -> dict[Slot, Parts | None]:
-        """The elements that the keys should have; a slot of `slots(key)` that is not in it should be empty."""
-        wanted: dict[Slot, Parts | None] = {}
+    def wanted(self, keys: Iterable[Key]) -> dict[Slot, Parts | Absent | None]:
+        """What should be in every slot of these keys."""
+        wanted: dict[Slot, Parts | Absent | None] = {}
         for key in keys:
+            target, always = slots(key)
             claim = self.holder(key)
             if claim is None:
+                wanted[target] = wanted[always] = ABSENT
                 continue
-            endpoint = claim.mapping.endpoint(key)
-            target, always = slots(key)
-            wanted[target] = (endpoint.address, endpoint.port)
-            if claim.mapping.masquerade == "always":
-                wanted[always] = None
+            wanted[target] = tuple(claim.mapping.endpoint(key))
+            wanted[always] = None if claim.mapping.masquerade == "always" else ABSENT
         return wanted
+
+
+_SETS = {
+    family: (f"any{family}", f"always_any{family}", f"addr{family}", f"always_addr{family}") for family in FAMILIES
+}
 
 
 def slots(key: Key) -> tuple[Slot, Slot]:
     """Where a key's elements stand: its target in a map, and its wish to always be masqueraded in a set."""
-    if key.address is None:
-        return Slot(f"any{key.family}", (key.protocol, key.port)), Slot(
-            f"always_any{key.family}", (key.protocol, key.port)
-        )
-    parts = (key.address, key.protocol, key.port)
-    return Slot(f"addr{key.family}", parts), Slot(f"always_addr{key.family}", parts)
+    family, address, protocol, port = key
+    any_map, any_set, addr_map, addr_set = _SETS[family]
+    if address is None:
+        parts: Parts = (protocol, port)
+        return Slot(any_map, parts), Slot(any_set, parts)
+    parts = (address, protocol, port)
+    return Slot(addr_map, parts), Slot(addr_set, parts)
 
 
 def key_of(slot: Slot) -> Key | None:
@@ -211,25 +232,25 @@ def key_of(slot: Slot) -> Key | None:
 def endpoint_in(elements: Elements, key: Key) -> Endpoint | None:
     """Where a key's connections go by these elements."""
     slot, _ = slots(key)
-    value = elements.get(slot.set, {}).get(slot.key)
+    return to_endpoint(elements.get(slot.set, _NOTHING).get(slot.key))
+
+
+def to_endpoint(value: Parts | None) -> Endpoint | None:
+    """The value of an element of a map, as an endpoint."""
     return Endpoint(str(value[0]), int(value[1])) if value else None
 
 
-_ABSENT = ("absent",)
-
-
-def delta(actual: Elements, wanted: AbstractMapping[Slot, Parts | None], among: Iterable[Slot]) -> Delta:
-    """What makes the slots `among` be as wanted. Elements that are right already are not in it."""
+def delta(actual: Elements, wanted: AbstractMapping[Slot, Parts | Absent | None]) -> Delta:
+    """What makes the slots be as wanted. Elements that are right already are not in it."""
     remove: dict[Slot, Parts | None] = {}
     add: dict[Slot, Parts | None] = {}
-    for slot in among:
-        have = actual.get(slot.set, {}).get(slot.key, _ABSENT)
-        want = wanted.get(slot, _ABSENT)
+    for slot, want in wanted.items():
+        have = actual.get(slot.set, _NOTHING).get(slot.key, ABSENT)
         if have == want:
             continue
-        if have is not _ABSENT:
+        if not isinstance(have, Absent):
             remove[slot] = have
-        if want is not _ABSENT:
+        if not isinstance(want, Absent):
             add[slot] = want
     return Delta(remove, add)
 

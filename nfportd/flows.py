@@ -23,28 +23,28 @@ class StaleFlows(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """A key whose target changed, appeared (`before` is None) or vanished (`after` is None)."""
+    """A key whose target changed, appeared (`before` is None) or vanished (`after` is None); `cut`: TCP flows too."""
 
     key: Key
     before: Endpoint | None
     after: Endpoint | None
+    cut: bool
 
 
 def stale(
     moved: Iterable[Moved],
-    cut: Callable[[Key], bool],
     endpoint: Callable[[Key], Endpoint | None],
     local: Iterable[tuple[Family, str]],
 ) -> Iterator[StaleFlows]:
     """The flows to delete after these keys moved.
 
     UDP and SCTP flows would go on to the old target as long as the client keeps sending; TCP flows end by themselves,
-    unless `cut` says otherwise for their key. `endpoint` tells where another key's connections go now, `local` lists
-    the host's addresses.
+    unless they are to be cut. `endpoint` tells where another key's connections go now, `local` lists the host's
+    addresses.
     """
     addresses = {4: [a for f, a in local if f == 4], 6: [a for f, a in local if f == 6]}
-    for key, before, _ in moved:
-        if key.protocol is Protocol.TCP and not (before and cut(key)):
+    for key, before, _, cut in moved:
+        if key.protocol is Protocol.TCP and not (before and cut):
             continue
         if key.address is not None:
             yield _at(key, key.address, before or endpoint(key._replace(address=None)))

@@ -341,7 +341,7 @@ class Mapping:
 
     def endpoint(self, key: Key) -> Endpoint:
         """Where one of this mapping's own keys goes."""
-        target = next(t for t in self.targets if t.family == key.family)
+        target = self.targets[0] if self.targets[0].family == key.family else self.targets[-1]
         return Endpoint(target.address, target.ports.first + key.port - self.listen.ports.first)
 
 

@@ -12,18 +12,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping as AbstractMapping
+from collections.abc import Iterable, Mapping as AbstractMapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from nfportd import desired, flows, ruleset, topology
-from nfportd.desired import Claim, Delta, Desired, Elements, Slot
+from nfportd.desired import ABSENT, Claim, Delta, Desired, Elements, Slot, Touched
 from nfportd.errors import KernelRefused, NotPossible
 from nfportd.flows import Moved
 from nfportd.kernel.conntrack import Conntrack
 from nfportd.kernel.host import Host
 from nfportd.kernel.network import NetworkWatch
 from nfportd.kernel.nft import Nft
-from nfportd.model import Endpoint, Key, Mapping
+from nfportd.model import Key, Mapping
 from nfportd.topology import Topology, Unreached
 
 _log = logging.getLogger(__name__)
@@ -59,7 +60,6 @@ class Reconciler:
         self._desired = Desired()
         self._topology = Topology(topology.Network())
         self._actual: Elements = {}
-        self._cut: set[Key] = set()
         self._refused: dict[Claim, str] = {}
         self._unreached: set[str] = set()
         self._queue: list[tuple[Wishes, asyncio.Future[Outcome]]] = []
@@ -159,18 +159,27 @@ class Reconciler:
         if waits[0] not in done and waits[1] in done:
             await asyncio.sleep(_SETTLE)
 
-    async def _pass(self, wishes: Iterable[Wishes]) -> Outcome:
-        touched: set[Key] = set()
+    async def _pass(self, wishes: Sequence[Wishes]) -> Outcome:
+        touched: Touched = {}
         for wish in wishes:
             for owner, mappings in wish.items():
-                touched |= self._desired.replace(owner, mappings)
+                # The first holder of a key is the one that the kernel knows.
+                touched = self._desired.replace(owner, mappings) | touched
         await self._follow_network()
         if self._whole_table:
-            touched = set(self._desired.keys())
-        for claim in self._refused:
-            touched |= {key for key, _ in claim.mapping.endpoints()}
+            touched = {key: self._desired.holder(key) for key in self._desired.claimed()} | touched
+        if not wishes:
+            # Not with every change: each attempt fails, and then the table is read.
+            for claim in self._refused:
+                for key, _ in claim.mapping.endpoints():
+                    touched.setdefault(key, claim)
         outcome = Outcome(waiting=self._desired.waiting(touched))
-        await self._bring_into_force(touched, outcome)
+        change, outcome.refused = await self._commit(touched)
+        outcome.added, outcome.removed = len(change.add), len(change.remove)
+        self._whole_table = False
+        untried = {c: r for c, r in self._refused.items() if wishes and self._desired.wishes(c)}
+        self._refused = untried | outcome.refused
+        await self._flush(change, touched)
         return outcome
 
     async def _follow_network(self) -> None:
@@ -191,40 +200,30 @@ class Reconciler:
             _log.warning("no route leads to target %s; connections to it fail until one appears", address)
         self._unreached = unreached
 
-    async def _bring_into_force(self, touched: set[Key], outcome: Outcome) -> None:
-        change = self._delta(touched)
-        before = {key: desired.endpoint_in(self._actual, key) for key in touched | self._vanishing(change)}
-        outcome.refused = await self._commit(change, touched)
-        outcome.added, outcome.removed = len(change.add), len(change.remove)
-        self._whole_table = False
-        self._refused = {c: r for c, r in self._refused.items() if c in outcome.refused} | outcome.refused
-        await self._flush(before)
-
-    def _delta(self, touched: set[Key]) -> Delta:
+    def _delta(self, touched: Touched) -> Delta:
         wanted = self._desired.wanted(touched)
-        among = {slot for key in touched for slot in desired.slots(key)}
-        onlink = {need for need in self._topology.needs if isinstance(need, Slot)}
-        wanted |= dict.fromkeys(onlink)
-        among |= onlink
-        if self._whole_table:
-            among |= set(desired.all_slots(self._actual))
-        else:
-            among |= {Slot(name, key) for name in ("onlink4", "onlink6") for key in self._actual.get(name, ())}
-        return desired.delta(self._actual, wanted, among)
+        for slot in desired.all_slots(self._actual if self._whole_table else self._onlink()):
+            wanted.setdefault(slot, ABSENT)
+        for need in self._topology.needs:
+            if isinstance(need, Slot):
+                wanted[need] = None
+        return desired.delta(self._actual, wanted)
 
-    def _vanishing(self, change: Delta) -> set[Key]:
-        """Keys of elements that an earlier run left and nobody claims."""
-        if not self._whole_table:
-            return set()
-        return {key for slot in change.remove if (key := desired.key_of(slot))}
+    def _onlink(self) -> Elements:
+        return {name: self._actual.get(name, {}) for name in ("onlink4", "onlink6")}
 
-    async def _commit(self, change: Delta, touched: set[Key]) -> dict[Claim, str]:
-        """Write a delta; on refusal read the table, try again, and then find out which mappings are refused."""
+    async def _commit(self, touched: Touched) -> tuple[Delta, dict[Claim, str]]:
+        """Write what the touched keys need; return the delta and the mappings that the kernel refused.
+
+        After a refusal the table is read, and what is needed now is written but for what the kernel refuses.
+        """
+        change = self._delta(touched)
         try:
             await self._write(change)
-            return {}
+            return change, {}
         except KernelRefused as refusal:
-            _log.warning("nft refused a transaction of %d elements: %s", len(change.add | change.remove), refusal)
+            level = logging.DEBUG if self._refused else logging.WARNING
+            _log.log(level, "nft refused a transaction of %d elements: %s", len(change.add | change.remove), refusal)
         found = await self._nft.list_table()
         if found:
             self._take_over(found)
@@ -233,8 +232,10 @@ class Reconciler:
             self._prologue = ruleset.skeleton(self._mark_bit, self._flags)
         await self._write(Delta({}, {}))
         self._whole_table = True
-        touched |= set(self._desired.keys())
-        return await self._isolate(self._by_claim(self._delta(touched), touched))
+        for key in self._desired.claimed():
+            touched.setdefault(key, self._desired.holder(key))
+        change = self._delta(touched)
+        return change, await self._isolate(self._by_claim(change, touched))
 
     async def _write(self, change: Delta) -> None:
         prologue = self._prologue
@@ -250,7 +251,7 @@ class Reconciler:
         if found:
             await self._nft.run(ruleset.set_fingerprint(ruleset.fingerprint(self._mark_bit, found)))
 
-    def _by_claim(self, change: Delta, touched: set[Key]) -> list[tuple[Claim | None, Delta]]:
+    def _by_claim(self, change: Delta, touched: Iterable[Key]) -> list[tuple[Claim | None, Delta]]:
         """Cut a delta into the parts that stand or fall together: a mapping's elements, and each other element."""
         owner: dict[Slot, Claim | None] = {}
         for key in touched:
@@ -285,20 +286,22 @@ class Reconciler:
             return {claim: refusal.reason}
         return {}
 
-    async def _flush(self, before: AbstractMapping[Key, Endpoint | None]) -> None:
-        """Delete the flows that would go on to an old target, and remember which keys want their TCP flows cut."""
-        endpoint = self._endpoint
-        moved = [Moved(key, old, new) for key, old in before.items() if (new := endpoint(key)) != old]
-        for key in before:
-            if (holder := self._desired.holder(key)) and holder.mapping.on_change == "cut":
-                self._cut.add(key)
-        await self._conntrack.delete(
-            list(flows.stale(moved, self._cut.__contains__, endpoint, self._topology.network.addresses))
-        )
-        self._cut -= {m.key for m in moved if m.after is None}
+    async def _flush(self, change: Delta, touched: Touched) -> None:
+        """Delete the flows that would go on to an old target."""
+        moved = []
+        for slot in change.remove | change.add:
+            if key := desired.key_of(slot):
+                before = desired.to_endpoint(change.remove.get(slot))
+                after = desired.endpoint_in(self._actual, key)
+                if before != after:
+                    moved.append(Moved(key, before, after, self._cuts(key, touched.get(key))))
+        local = self._topology.network.addresses
+        await self._conntrack.delete(list(flows.stale(moved, partial(desired.endpoint_in, self._actual), local)))
 
-    def _endpoint(self, key: Key) -> Endpoint | None:
-        return desired.endpoint_in(self._actual, key)
+    def _cuts(self, key: Key, before: Claim | None) -> bool:
+        """Whether the mapping that the key followed, or the one it follows now, wants its TCP flows cut."""
+        holders = (before, self._desired.holder(key))
+        return any(holder is not None and holder.mapping.on_change == "cut" for holder in holders)
 
     async def withdraw(self) -> None:
         """Take the table and everything that nfportd set on this host away; the loopback guard last."""

@@ -7,6 +7,7 @@ state is read anew, so that a lost event (ENOBUFS) is an event like any other.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from typing import Any
@@ -105,7 +106,7 @@ class NetworkWatch:
                 family=socket.AF_INET6,
             )
         except NetlinkError as error:
-            if error.code not in (3, 17, 19):  # ESRCH, EEXIST, ENODEV: it is so already, or the link has gone
+            if error.code not in (errno.ESRCH, errno.EEXIST, errno.ENODEV):  # it is so already, or the link has gone
                 _log.error("route local ::1 dev %s: %s; [::1] will not reach its targets", link.name, error)
 
 
