@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping as AbstractMapping
 from enum import Enum
 from typing import NamedTuple
 
-from nfportd.model import FAMILIES, Endpoint, Family, Key, Mapping, Protocol
+from nfportd.model import Endpoint, Key, Mapping, Protocol
+from nfportd.notation import FAMILIES, Family
 
 #: The parts of an element's key or value as nft writes them: `("192.0.2.1", "tcp", 80)`.
 Parts = tuple[str | int, ...]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from nfportd.model import Endpoint, Family, Key, Protocol
+from nfportd.model import Endpoint, Key, Protocol
+from nfportd.notation import Family
 
 
 class StaleFlows(NamedTuple):
@@ -47,16 +48,16 @@ def stale(
         if key.protocol is Protocol.TCP and not (before and cut):
             continue
         if key.address is not None:
-            yield _at(key, key.address, before or endpoint(key._replace(address=None)))
+            yield _at(key, key.address, before)
             continue
         narrower = [a for a in addresses[key.family] if endpoint(key._replace(address=a))]
         if before and not any(endpoint(key._replace(address=a)) == before for a in narrower):
             yield _at(key, None, before)
             continue
-        # Entries from before the mapping, and those that must be told from a narrower key's with the same target.
+        # Whoever answered before the mapping; or only the old target, told from a narrower key with the same one.
         for address in addresses[key.family]:
             if address not in narrower:
-                yield _at(key, address, before or Endpoint(address, key.port))
+                yield _at(key, address, before)
 
 
 def _at(key: Key, address: str | None, answered_by: Endpoint | None) -> StaleFlows:

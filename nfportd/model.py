@@ -1,15 +1,13 @@
-"""Mappings as values: listen -> target, the keys they claim, and how text becomes them.
+"""Mappings as values: listen -> target, and the keys that they claim.
 
-Must not know files, YAML, nftables or sockets. The one idea: a value that exists is valid; everything that is
-wrong is said by the functions that make it, in words that tell what was found and what would be right.
+Must not know files, YAML, nftables or sockets. The one idea: a mapping that exists is valid, and it can say what each
+of its keys leads to; nothing else about it needs to be kept.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal, NamedTuple
 
@@ -24,12 +22,17 @@ from pydantic import (
 from pydantic.dataclasses import dataclass as validated
 from pydantic_core import PydanticCustomError
 
-Family = Literal[4, 6]
-FAMILIES: tuple[Family, Family] = (4, 6)
-
-#: Listen addresses and targets are compared and stored in the form that `str(ipaddress.ip_address(...))` gives.
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+from nfportd.notation import (
+    FAMILIES,
+    Family,
+    Listen,
+    Ports,
+    Target,
+    describe,
+    join_port,
+    parse_listen,
+    parse_target,
+)
 
 
 class Protocol(StrEnum):
@@ -66,177 +69,6 @@ class Endpoint(NamedTuple):
 
     def __str__(self) -> str:
         return join_port(self.address, str(self.port))
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """A range of ports, both ends included; a single port is a range of one."""
-
-    first: int
-    last: int
-
-    @property
-    def count(self) -> int:
-        """How many ports."""
-        return self.last - self.first + 1
-
-    def __str__(self) -> str:
-        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
-
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """Where connections are taken: one address, every address of one family, or (family None) every address."""
-
-    address: str | None
-    family: Family | None
-    ports: Ports
-
-    def __str__(self) -> str:
-        if self.address is None and self.family is None:
-            return str(self.ports)
-        wildcard = "0.0.0.0" if self.family == 4 else "::"
-        return join_port(self.address or wildcard, str(self.ports))
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where connections are sent: one address and as many ports as the mapping listens on."""
-
-    address: str
-    family: Family
-    ports: Ports
-
-    def __str__(self) -> str:
-        return join_port(self.address, str(self.ports))
-
-
-def join_port(address: str, ports: str) -> str:
-    """Write an address and ports the way they are read: `192.0.2.1:80`, `[2001:db8::1]:80`."""
-    return f"[{address}]:{ports}" if ":" in address else f"{address}:{ports}"
-
-
-def _plain_text(value: object, example: str) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise ValueError(f"found {describe(value)}; write {example}")
-    return value.strip()
-
-
-def describe(value: object) -> str:
-    """Name a value in a message, shortly, whatever its size."""
-    match value:
-        case None:
-            return "nothing"
-        case bool():
-            return str(value).lower()
-        case dict():
-            return "a mapping of keys"
-        case list() | tuple():
-            return "a list"
-        case _:
-            text = str(value)
-            return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
-def parse_ports(text: str) -> Ports:
-    """Read `80` or `8000-8099`; ValueError names what is wrong."""
-    match = re.fullmatch(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?", text, re.ASCII)
-    if not match:
-        raise ValueError(f"{describe(text)} is not a port or a range; write 80 or 8000-8099")
-    first, last = int(match[1]), int(match[2] or match[1])
-    for port in (first, last):
-        if not 1 <= port <= 65535:
-            raise ValueError(f"port {port} is out of range; ports are 1 to 65535")
-    if first > last:
-        raise ValueError(f"range {text} runs backwards; write {last}-{first}")
-    return Ports(first, last)
-
-
-def _parse_address(text: str, role: str) -> _Address:
-    if "%" in text:
-        raise ValueError(f"{describe(text)} names an interface; a {role} is a plain address, without a zone")
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        if re.fullmatch(r"[0-9.]+", text, re.ASCII):
-            raise ValueError(f"{describe(text)} is not an IPv4 address; write four numbers from 0 to 255") from None
-        if ":" in text:
-            raise ValueError(f"{describe(text)} is not an IPv6 address; write it like [2001:db8::1]:80") from None
-        raise ValueError(f"{describe(text)} is not an address; host names are not looked up") from None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        raise ValueError(f"{text} is an IPv4 address in IPv6 clothes; write {address.ipv4_mapped}")
-    return address
-
-
-def _split(text: str, role: str) -> tuple[str, str]:
-    """Cut `address:ports` or `[address]:ports` into its two texts."""
-    bracketed = re.fullmatch(r"\[([^\]]*)\](?::(.*))?", text)
-    if bracketed:
-        if ":" not in bracketed[1]:
-            raise ValueError(f"brackets are for IPv6 addresses; write {bracketed[1]}:{bracketed[2] or 80}")
-        address, ports = bracketed[1], bracketed[2]
-    elif text.count(":") > 1:
-        raise ValueError(f"{describe(text)}: an IPv6 {role} needs brackets; write it like [2001:db8::1]:80")
-    else:
-        address, _, ports = text.partition(":")
-    if not ports:
-        raise ValueError(f"{describe(text)} has no port; write it like {join_port(address, '80')}")
-    return address, ports
-
-
-def parse_listen(value: object) -> Listen:
-    """Read `8080`, `20000-20099`, `192.0.2.1:8080`, `[2001:db8::1]:8080`, `0.0.0.0:8080` or `[::]:8080`.
-
-    Raises ValueError with what was found and what is right.
-    """
-    text = _plain_text(value, "a port (8080), a range (20000-20099) or an address and port (192.0.2.1:8080)")
-    if "/" in text:
-        raise ValueError(f"{describe(text)}: the protocol has a key of its own, write protocol: {text.split('/')[1]}")
-    if ":" not in text and "." not in text:
-        return Listen(None, None, parse_ports(text))
-    host, ports_text = _split(text, "listen address")
-    if host.isdigit():
-        raise ValueError(f"{describe(text)}: listen takes this host's port, {host}; the target's port goes in targets")
-    if host in ("", "*"):
-        raise ValueError(f"{describe(text)}: for every address write the port alone, {ports_text}")
-    address = _parse_address(host, "listen address")
-    ports = parse_ports(ports_text)
-    family: Family = 4 if address.version == 4 else 6
-    if address.is_unspecified:
-        return Listen(None, family, ports)
-    if address.is_multicast or address == _BROADCAST:
-        raise ValueError(f"{address} is a {_kind(address)} address; only addresses of one host can be forwarded")
-    if family == 6 and address.is_link_local:
-        raise ValueError(f"{address} is link-local; IPv6 does not forward between links, listen on a global address")
-    return Listen(str(address), family, ports)
-
-
-def parse_target(value: object) -> Target:
-    """Read `10.88.0.11:80`, `[fd88::11]:80` or, for a range, `10.88.0.11:8000-8099`.
-
-    Raises ValueError with what was found and what is right.
-    """
-    text = _plain_text(value, "an address and port like 10.88.0.11:80")
-    if text.isdigit():
-        raise ValueError(f"found only the port {text}; write the target's address too, like 10.88.0.11:{text}")
-    host, ports_text = _split(text, "target")
-    address = _parse_address(host, "target")
-    kind = _kind(address)
-    if kind:
-        raise ValueError(f"{address} is a {kind} address; a target is the address of one other host or container")
-    return Target(str(address), 4 if address.version == 4 else 6, parse_ports(ports_text))
-
-
-def _kind(address: _Address) -> str | None:
-    """What makes an address unfit as a target, or None."""
-    if address == _BROADCAST:
-        return "broadcast"
-    for kind in ("loopback", "multicast", "unspecified", "link_local"):
-        if getattr(address, f"is_{kind}"):
-            return kind.replace("_", "-")
-    return None
 
 
 def _one_or_list(value: object) -> object:

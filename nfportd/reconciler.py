@@ -102,8 +102,11 @@ class Reconciler:
         except KernelRefused as refusal:
             raise NotPossible(f"nftables cannot be used: {refusal}; it takes CAP_NET_ADMIN and nf_tables") from None
         self._take_over(found)
+        if self._prologue and not ruleset.sets_to_replace(found):
+            # The guard stands before sysctls open the loopback; only sets that are made anew wait for the delta.
+            await self._write(Delta({}, {}))
         count = sum(map(len, found.elements.values()))
-        how = "; its chains are of another version and will be refilled" if self._prologue else ""
+        how = "; its sets are of another version and are made anew" if self._prologue else ""
         _log.info("adopted table inet %s with %d elements%s", ruleset.TABLE, count, how)
         if can_own and "owner" not in found.flags:
             _log.info("the table keeps having no owner; it gets one when it is made anew, after a stop")
@@ -114,8 +117,6 @@ class Reconciler:
         self._prologue = ""
         if found.fingerprint != ruleset.fingerprint(self._mark_bit, found):
             self._prologue = ruleset.refill(found, self._mark_bit, self._flags)
-            for name in ruleset.sets_to_replace(found):
-                self._actual[name] = {}
 
     async def run(self) -> None:
         """Work until cancelled: take what has arrived, bring it into force, answer."""

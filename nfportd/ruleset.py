@@ -216,7 +216,9 @@ def parse(listing: dict[str, Any]) -> Listed | None:
     elements: Elements = {}
     counters: dict[Slot, int] = {}
     for name in _ELEMENT_SETS:
-        elements[name] = dict(_elements(name, listed_sets.get(name, {}), counters))
+        listed = listed_sets.get(name, {})
+        ours = listed and _shape(listed) == _SETS[name]
+        elements[name] = dict(_elements(name, listed, counters)) if ours else {}
     return Listed(
         elements,
         {c["name"]: (c.get("type"), c.get("hook"), c.get("prio"), c.get("policy")) for c in found["chain"]},

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from nfportd.desired import Reached, Slot
-from nfportd.model import FAMILIES, Family
+from nfportd.notation import FAMILIES, Family
 
 #: Names that can stand in nft's text and in /proc paths without a second thought; the kernel allows nearly anything.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")

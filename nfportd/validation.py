@@ -15,7 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from nfportd import document
 from nfportd.document import Node
 from nfportd.errors import InvalidInput, Problem
-from nfportd.model import Key, Mapping, describe
+from nfportd.model import Key, Mapping
+from nfportd.notation import describe
 
 T = TypeVar("T")
 

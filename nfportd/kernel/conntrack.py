@@ -19,7 +19,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import AsyncNFCTSocket, NFCTAttrTuple
 
 from nfportd.flows import StaleFlows
-from nfportd.model import Endpoint, Family, Protocol
+from nfportd.model import Endpoint, Protocol
+from nfportd.notation import Family
 
 _log = logging.getLogger(__name__)
 

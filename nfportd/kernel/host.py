@@ -13,7 +13,7 @@ from nfportd import topology
 from nfportd.kernel import sysctl
 from nfportd.kernel.network import NetworkWatch
 from nfportd.kernel.sysctl import Sysctls
-from nfportd.topology import Forward, Link, Loopback, Need, Network
+from nfportd.topology import Forward, Loopback, Need, Network
 
 _log = logging.getLogger(__name__)
 
@@ -28,26 +28,22 @@ class Host:
         self._sysctls = sysctls
 
     async def allow(self, needs: AbstractSet[Need], network: Network) -> None:
-        """Make the host do what is needed. Forwarding stays on until `release`: others may have come to rely on it."""
+        """Make the host do what is needed. It stays so until `release`, for running flows still need it then, and
+        others may have come to rely on it; the loopback guard keeps it harmless."""
         forward = {_FORWARD[need.family] for need in needs if isinstance(need, Forward)}
         localnet = {sysctl.route_localnet(n.link.name) for n in needs if isinstance(n, Loopback) and n.family == 4}
         if sysctl.IPV6_FORWARD in forward and sysctl.read(sysctl.IPV6_FORWARD) == "0":
             self._warn_of_advertised_routes(network)
         self._sysctls.require(forward | localnet)
-        self._sysctls.release(set(self._sysctls.managed) - localnet - set(_FORWARD.values()))
-        await self._route_loopback({n.link for n in needs if isinstance(n, Loopback) and n.family == 6})
+        loopback = {n.link for n in needs if isinstance(n, Loopback) and n.family == 6}
+        for link in sorted(loopback - await self._network.loopback_links(), key=lambda each: each.index):
+            await self._network.set_loopback(link, present=True)
+            _log.info("added route local ::1 dev %s", link.name)
 
     async def release(self) -> None:
         """Give back everything that nfportd has set on this host, also in an earlier run."""
-        self._sysctls.release(set(self._sysctls.managed))
-        await self._route_loopback(set())
-
-    async def _route_loopback(self, wanted: AbstractSet[Link]) -> None:
-        present = await self._network.loopback_links()
-        for link in sorted(wanted - present, key=lambda each: each.index):
-            await self._network.set_loopback(link, present=True)
-            _log.info("added route local ::1 dev %s", link.name)
-        for link in sorted(present - wanted, key=lambda each: each.index):
+        self._sysctls.release()
+        for link in sorted(await self._network.loopback_links(), key=lambda each: each.index):
             await self._network.set_loopback(link, present=False)
             _log.info("removed route local ::1 dev %s", link.name)
 

@@ -15,7 +15,7 @@ from typing import Any
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from nfportd.model import Family
+from nfportd.notation import Family
 from nfportd.topology import Link, Network, Route
 
 _log = logging.getLogger(__name__)

@@ -58,20 +58,14 @@ class Sysctls:
                 self._set(name)
         self._missing = {name for name in lacking if read(name) not in ("1", "2")}
 
-    def release(self, names: set[str]) -> None:
-        """Give back those of the names that nfportd set and that still have its value."""
-        for name in sorted(names & self._before.keys()):
-            before = self._before[name]
-            if read(name) == "1" and before != "1":
+    def release(self) -> None:
+        """Give back what nfportd set, where it still has nfportd's value."""
+        for name, before in sorted(self._before.items()):
+            if read(name) == "1":
                 self._write(name, before)
                 _log.info("gave back net.%s=%s", _dotted(name), before)
-            del self._before[name]
+        self._before.clear()
         self._save()
-
-    @property
-    def managed(self) -> frozenset[str]:
-        """The parameters that nfportd set."""
-        return frozenset(self._before)
 
     def _set(self, name: str) -> None:
         value = read(name)

@@ -63,6 +63,9 @@ class DropIns:
         """
         if names is None:
             names = {*self._listed(), *self._digests, *self.problems, *self._kept()}
+        elif not all(map(is_dropin, names)):
+            # A link beside the drop-ins may be what they lead through, as in a mounted ConfigMap.
+            names = {*names, *self._links()}
         wishes: Wishes = {}
         for name in sorted(filter(is_dropin, names)):
             try:
@@ -85,6 +88,12 @@ class DropIns:
             if name.endswith((".yml", ".YAML", ".json")):
                 _log.warning("%s/%s: ignored, only files named *.yaml are read", self.directory, name)
         return found
+
+    def _links(self) -> list[str]:
+        try:
+            return [path.name for path in self.directory.iterdir() if path.is_symlink()]
+        except OSError:
+            return []
 
     def _changed(self, name: str) -> dict[Mapping, int] | None:
         try:
