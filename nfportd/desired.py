@@ -92,14 +92,14 @@ class Desired:
     def replace(self, owner: str, mappings: AbstractMapping[Mapping, int]) -> Touched:
         """Make `mappings` (with their lines) all that the owner claims; return the keys that this touches."""
         before = self._owners.get(owner, {})
-        after = {mapping: Claim(owner, line, mapping) for mapping, line in mappings.items()}
+        after = {mapping: _same(Claim(owner, line, mapping), before) for mapping, line in mappings.items()}
         touched: Touched = {}
         for mapping in before.keys() - after.keys():
             self._drop(before[mapping], touched)
         for mapping, claim in after.items():
             if mapping not in before:
                 self._take(claim, touched)
-            elif before[mapping] != claim:
+            elif before[mapping] is not claim:
                 # Only the line moved: the claim is renewed, the keys stay as they are.
                 self._drop(before[mapping], {})
                 self._take(claim, {})
@@ -204,6 +204,12 @@ class Desired:
         return wanted
 
 
+def _same(claim: Claim, before: AbstractMapping[Mapping, Claim]) -> Claim:
+    """The claim that stands for this mapping already, if it is equal: claims are told apart by identity."""
+    standing = before.get(claim.mapping)
+    return standing if standing == claim else claim
+
+
 _SETS = {
     family: (f"any{family}", f"always_any{family}", f"addr{family}", f"always_addr{family}") for family in FAMILIES
 }
@@ -220,14 +226,17 @@ def slots(key: Key) -> tuple[Slot, Slot]:
     return Slot(addr_map, parts), Slot(addr_set, parts)
 
 
+_PROTOCOLS: dict[str | int, Protocol] = {str(protocol): protocol for protocol in Protocol}
+
+
 def key_of(slot: Slot) -> Key | None:
-    """The key whose target stands in a slot of a map; None for slots of sets."""
+    """The key whose target stands in a slot of a map; None for slots of sets, and of protocols that are not ours."""
     name, family = slot.set[:-1], slot.set[-1:]
-    if name not in ("any", "addr"):
+    protocol, port = slot.key[-2:]
+    if name not in ("any", "addr") or protocol not in _PROTOCOLS:
         return None
     address = str(slot.key[0]) if name == "addr" else None
-    protocol, port = slot.key[-2:]
-    return Key(4 if family == "4" else 6, address, Protocol(str(protocol)), int(port))
+    return Key(4 if family == "4" else 6, address, _PROTOCOLS[protocol], int(port))
 
 
 def endpoint_in(elements: Elements, key: Key) -> Endpoint | None:

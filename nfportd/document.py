@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import yaml
+from yaml.reader import ReaderError
 
 from nfportd.errors import InvalidInput, Problem
 
@@ -26,6 +27,7 @@ _TOO_MANY = (
     f"more than {MAX_VALUES:,} values, aliases counted as often as they are used; use port ranges or split the file"
 )
 
+_TOO_DEEP = f"more than {MAX_DEPTH} levels deep; mappings need four"
 _CORE_TAGS = ("null", "bool", "int", "str", "seq", "map")
 
 Plain = None | bool | int | str | list["Plain"] | dict[str, "Plain"]
@@ -33,12 +35,15 @@ Plain = None | bool | int | str | list["Plain"] | dict[str, "Plain"]
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A value at a place (from 1). `value` holds nodes where YAML holds collections; `size` counts values inside."""
+    """A value at a place (from 1). `value` holds nodes where YAML holds collections; `size` counts the values inside,
+    `height` the levels; `key_at` is the place of the key whose value this is."""
 
     value: bool | int | str | list[Node] | dict[str, Node] | None
     line: int
     column: int
     size: int = 1
+    height: int = 0
+    key_at: tuple[int, int] | None = None
 
     def plain(self) -> Plain:
         """The same value without places."""
@@ -88,6 +93,11 @@ def read(content: bytes, file: str) -> Node | None:
         if error.context and error.problem:
             why += f" ({error.context})"
         raise InvalidInput([Problem(file, mark.line + 1 if mark else 0, mark.column + 1 if mark else 0, why)]) from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        column = error.position - text.rfind("\n", 0, error.position)
+        why = f"character {error.character:#04x} cannot stand in YAML; remove it"
+        raise InvalidInput([Problem(file, line, column, why)]) from None
     except yaml.YAMLError as error:
         raise InvalidInput([Problem(file, 0, 0, f"not valid YAML: {str(error).splitlines()[0]}")]) from None
 
@@ -137,13 +147,16 @@ class _Reading:
             node = self._anchors.get(str(event.anchor))
             if node is None:
                 self._fail(event, f"alias *{event.anchor} has no anchor &{event.anchor} before it")
-            return node
+            if depth + node.height > MAX_DEPTH:
+                self._fail(event, _TOO_DEEP)
+            # The same value, at the place where it is used.
+            return replace(node, line=_place(event)[0], column=_place(event)[1])
         if not isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
             self._fail(event, "a value was expected here")
         if event.tag and event.tag.removeprefix("tag:yaml.org,2002:") not in _CORE_TAGS:
             self._fail(event, f"tag {event.tag} has no meaning here; remove it")
         if depth > MAX_DEPTH:
-            self._fail(event, f"more than {MAX_DEPTH} levels deep; mappings need four")
+            self._fail(event, _TOO_DEEP)
         node = Node(None, *_place(event))
         if isinstance(event, yaml.ScalarEvent):
             node.value = _scalar(event)
@@ -155,8 +168,9 @@ class _Reading:
             self._anchors[event.anchor] = node
         return node
 
-    def _grow(self, node: Node, event: yaml.Event, by: int) -> None:
-        node.size += by
+    def _grow(self, node: Node, event: yaml.Event, inside: Node) -> None:
+        node.size += inside.size
+        node.height = max(node.height, inside.height + 1)
         self._count += 1
         if max(node.size, self._count) > MAX_VALUES:
             self._fail(event, _TOO_MANY)
@@ -168,7 +182,7 @@ class _Reading:
             if isinstance(event, yaml.SequenceEndEvent):
                 return
             items.append(self._node(event, events, depth + 1))
-            self._grow(node, event, items[-1].size)
+            self._grow(node, event, items[-1])
 
     def _mapping(self, node: Node, events: Iterator[yaml.Event], depth: int) -> None:
         own: dict[str, Node] = {}
@@ -179,7 +193,8 @@ class _Reading:
             if not isinstance(event, yaml.ScalarEvent):
                 self._fail(event, "a key must be plain text")
             value = self._node(next(events), events, depth + 1)
-            self._grow(node, event, value.size + 1)
+            self._grow(node, event, value)
+            value.key_at = _place(event)
             if event.value == "<<" and event.implicit[0]:
                 self._merge(merged, value, event)
             elif event.value in own:

@@ -5,7 +5,7 @@ Knows nothing of files, sockets or the kernel. The one idea: an error says where
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: The exit status of the programs (docs/architecture.md): the input or the state is wrong; wrong usage.
@@ -31,11 +31,17 @@ class Problem:
         return f"{place}: {self.message}"
 
 
-class InvalidInput(NfportdError):
-    """A file that cannot be taken; carries every problem that was found in it."""
+#: A file with a mistake in every line needs no more lines of errors than a screen has.
+MAX_PROBLEMS = 50
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(problems)
+
+class InvalidInput(NfportdError):
+    """A file that cannot be taken; carries the problems that were found in it, the first 50."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems[:MAX_PROBLEMS])
+        if len(problems) > MAX_PROBLEMS:
+            self.problems += (Problem(problems[0].file, 0, 0, "has more problems than these"),)
         super().__init__("\n".join(map(str, self.problems)))
 
 

@@ -72,7 +72,11 @@ class Endpoint(NamedTuple):
 
 
 def _one_or_list(value: object) -> object:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not isinstance(value, list | tuple):
+        return (value,)
+    if len(value) > _LONGEST:
+        raise ValueError(f"found {len(value):,} items; there are three protocols, and at most one target a family")
+    return tuple(value)
 
 
 def _parse_protocol(value: object) -> Protocol:
@@ -105,6 +109,9 @@ def _readable(text: str) -> str:
         raise ValueError(f"found {describe(text)}; write printable characters on one line")
     return text
 
+
+#: Lists longer than this are not looked at item by item.
+_LONGEST = 8
 
 _LISTEN_SCHEMA = {
     "type": ["string", "integer"],
@@ -145,7 +152,9 @@ class Mapping:
     def _targets_fit_listen(self) -> Mapping:
         for target in self.targets:
             if self.listen.family not in (None, target.family):
-                text = f"listen {self.listen} is IPv{self.listen.family} and target {target} is IPv{target.family}"
+                family = self.listen.family
+                found = f"target {target} is IPv{target.family}, listen {self.listen} is IPv{family}"
+                text = f"{found}; name an IPv{family} target"
                 raise PydanticCustomError("family", "{text}", {"at": "targets", "text": text})
             if target.ports.count != self.listen.ports.count:
                 raise PydanticCustomError("range", "{text}", {"at": "targets", "text": self._lengths(target)})
@@ -162,6 +171,11 @@ class Mapping:
 
     def __str__(self) -> str:
         return f'"{self.name}"' if self.name else f"{self.listen} to {', '.join(map(str, self.targets))}"
+
+    @property
+    def size(self) -> int:
+        """How many keys it claims."""
+        return len(self.targets) * len(self.protocol) * self.listen.ports.count
 
     def endpoints(self) -> Iterator[tuple[Key, Endpoint]]:
         """Every key that this mapping claims, with where it goes; ranges map 1:1."""

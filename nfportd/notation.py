@@ -17,6 +17,8 @@ FAMILIES: tuple[Family, Family] = (4, 6)
 #: Listen addresses and targets are compared and stored in the form that `str(ipaddress.ip_address(...))` gives.
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+#: RFC 1122, 3.2.1.3: no host has an address of it.
+_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,19 +123,24 @@ def _parse_address(text: str, role: str) -> _Address:
     return address
 
 
-def _split(text: str, role: str) -> tuple[str, str]:
-    """Cut `address:ports` or `[address]:ports` into its two texts."""
+def _split(text: str, role: str) -> tuple[_Address, str]:
+    """Cut `address:ports` or `[address]:ports` into its parts."""
+    if "://" in text:
+        raise ValueError(f"{describe(text)} is a URL; a {role} is an address and port like 10.88.0.11:80")
     bracketed = re.fullmatch(r"\[([^\]]*)\](?::(.*))?", text)
     if bracketed:
-        if ":" not in bracketed[1]:
-            raise ValueError(f"brackets are for IPv6 addresses; write {bracketed[1]}:{bracketed[2] or 80}")
-        address, ports = bracketed[1], bracketed[2]
-    elif text.count(":") > 1:
-        raise ValueError(f"{describe(text)}: an IPv6 {role} needs brackets; write it like [2001:db8::1]:80")
+        host, ports = bracketed[1], bracketed[2]
+        if ":" not in host:
+            raise ValueError(f"{describe(text)}: brackets are for IPv6 addresses, like [2001:db8::1]:80")
+    elif text.count(":") == 2 and "." in text:
+        raise ValueError(f"{describe(text)} has two ports; a {role} has one, the other end has its own key")
+    elif text.count(":") > 1 or text.startswith("["):
+        raise ValueError(f"{describe(text)}: an IPv6 {role} stands in brackets; write it like [2001:db8::1]:80")
     else:
-        address, _, ports = text.partition(":")
+        host, _, ports = text.partition(":")
+    address = _parse_address(host, role)
     if not ports:
-        raise ValueError(f"{describe(text)} has no port; write it like {join_port(address, '80')}")
+        raise ValueError(f"{describe(text)} has no port; write it like {join_port(host, '80')}")
     return address, ports
 
 
@@ -142,23 +149,24 @@ def parse_listen(value: object) -> Listen:
 
     Raises ValueError with what was found and what is right.
     """
-    text = _plain_text(value, "a port (8080), a range (20000-20099) or an address and port (192.0.2.1:8080)")
-    if "/" in text:
+    text = _plain_text(value, "a port (8080), a range (20000-20099) or an address and port")
+    if "/" in text and "://" not in text:
         raise ValueError(f"{describe(text)}: the protocol has a key of its own, write protocol: {text.split('/')[1]}")
     if ":" not in text and "." not in text:
         return Listen(None, None, parse_ports(text))
-    host, ports_text = _split(text, "listen address")
-    if host.isdigit():
+    host, _, after = text.partition(":")
+    if host.isdecimal() and after.isdecimal():
         raise ValueError(f"{describe(text)}: listen takes this host's port, {host}; the target's port goes in targets")
     if host in ("", "*"):
-        raise ValueError(f"{describe(text)}: for every address write the port alone, {ports_text}")
-    address = _parse_address(host, "listen address")
+        raise ValueError(f"{describe(text)}: for every address write the port alone, {after}")
+    address, ports_text = _split(text, "listen address")
     ports = parse_ports(ports_text)
     family: Family = 4 if address.version == 4 else 6
     if address.is_unspecified:
         return Listen(None, family, ports)
-    if address.is_multicast or address == _BROADCAST:
-        raise ValueError(f"{address} is a {_kind(address)} address; only addresses of one host can be forwarded")
+    kind = _kind(address)
+    if kind in ("multicast", "broadcast", "reserved"):
+        raise ValueError(f"{address} is a {kind} address; only addresses of one host can be forwarded")
     if family == 6 and address.is_link_local:
         raise ValueError(f"{address} is link-local; IPv6 does not forward between links, listen on a global address")
     return Listen(str(address), family, ports)
@@ -170,13 +178,15 @@ def parse_target(value: object) -> Target:
     Raises ValueError with what was found and what is right.
     """
     text = _plain_text(value, "an address and port like 10.88.0.11:80")
-    if text.isdigit():
+    if text.isascii() and text.isdecimal():
         raise ValueError(f"found only the port {text}; write the target's address too, like 10.88.0.11:{text}")
-    host, ports_text = _split(text, "target")
-    address = _parse_address(host, "target")
+    address, ports_text = _split(text, "target")
     kind = _kind(address)
     if kind:
-        raise ValueError(f"{address} is a {kind} address; a target is the address of one other host or container")
+        article = "an" if kind == "unspecified" else "a"
+        raise ValueError(
+            f"{address} is {article} {kind} address; a target is the address of one other host or container"
+        )
     return Target(str(address), 4 if address.version == 4 else 6, parse_ports(ports_text))
 
 
@@ -187,4 +197,4 @@ def _kind(address: _Address) -> str | None:
     for kind in ("loopback", "multicast", "unspecified", "link_local"):
         if getattr(address, f"is_{kind}"):
             return kind.replace("_", "-")
-    return None
+    return "reserved" if address in _THIS_NETWORK else None

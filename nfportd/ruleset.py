@@ -116,6 +116,9 @@ _SETS: dict[str, tuple[tuple[str, ...], str | None, tuple[str, ...]]] = {
     **{f"onlink{f}": ((f"ipv{f}_addr", "ifname"), None, ("interval",)) for f in (4, 6)},
     "fingerprint": (("mark",), None, ()),
 }
+#: Where /etc/protocols is missing (package netbase), nft lists numbers.
+_PROTOCOLS: dict[str | int, str] = {6: "tcp", 17: "udp", 132: "sctp"}
+
 _ELEMENT_SETS = tuple(name for name in _SETS if name != "fingerprint")
 
 
@@ -262,16 +265,17 @@ def _elements(name: str, listed: dict[str, Any], counters: dict[Slot, int]) -> I
     is_map = bool(listed.get("map"))
     for item in listed.get("elem", []):
         key, value = item if is_map else (item, None)
-        if isinstance(key, dict) and "elem" in key:
-            inside = key["elem"]
-            key = inside["val"]
-            parts = _parts(key)
-            if "counter" in inside:
-                counters[Slot(name, parts)] = inside["counter"]["packets"]
-        else:
-            parts = _parts(key)
+        inside = key.get("elem") if isinstance(key, dict) else None
+        key = inside["val"] if inside else key
+        parts = _parts(key)
         if name.startswith("onlink"):
             parts = (_prefix(key["concat"][0]), *parts[1:])
+        else:
+            *address, protocol, port = parts
+            parts = (*address, _PROTOCOLS.get(protocol, protocol), port)
+        slot = Slot(name, parts)
+        if inside and "counter" in inside:
+            counters[slot] = inside["counter"]["packets"]
         yield parts, _parts(value) if value is not None else None
 
 

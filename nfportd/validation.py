@@ -7,6 +7,7 @@ path; here a path becomes a line and column, and an error code becomes a sentenc
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping as AbstractMapping
 from typing import Any, TypeVar
 
@@ -14,17 +15,20 @@ from pydantic import TypeAdapter, ValidationError
 
 from nfportd import document
 from nfportd.document import Node
-from nfportd.errors import InvalidInput, Problem
+from nfportd.errors import MAX_PROBLEMS, InvalidInput, Problem
 from nfportd.model import Key, Mapping
 from nfportd.notation import describe
 
 T = TypeVar("T")
 
-#: A file with a mistake in every line needs no more lines of errors than a screen has.
-MAX_PROBLEMS = 50
+#: All ports of both families for three protocols and one address more; a file that claims more is a mistake.
+MAX_KEYS = 1_000_000
+#: A mapping has eight keys; more than this many are not looked at one by one.
+_MANY = 32
 
 _MAPPING = TypeAdapter(Mapping)
 _MAPPING_KEYS = tuple(Mapping.__dataclass_fields__)
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _WANTED = {
     "string_type": "text",
     "bool_type": "true or false",
@@ -46,14 +50,26 @@ def mappings(content: bytes, file: str) -> dict[Mapping, int]:
     found: dict[Mapping, int] = {}
     claimed: dict[Key, tuple[Mapping, int]] = {}
     for number, node in enumerate(items, start=1):
+        if len(problems) > MAX_PROBLEMS:
+            break
+        prefix = f"mapping {_label(node, number)}: "
+        if isinstance(node.value, dict) and len(node.value) > _MANY:
+            known = f"known keys are {', '.join(_MAPPING_KEYS)}"
+            problems.append(Problem(file, node.line, node.column, f"{prefix}{len(node.value):,} keys; {known}"))
+            continue
         try:
             mapping = _MAPPING.validate_python(node.plain())
         except ValidationError as error:
-            problems += _problems(error, node, file, f"mapping {_label(node, number)}: ", _MAPPING_KEYS)
+            problems += _problems(error, node, file, prefix, _MAPPING_KEYS)
             continue
+        if len(claimed) + mapping.size > MAX_KEYS:
+            problems.append(
+                Problem(file, node.line, node.column, f"{prefix}the file claims more than {MAX_KEYS:,} keys")
+            )
+            break
         problems += _clashes(mapping, node, claimed, file)
         found.setdefault(mapping, node.line)
-    _raise(problems, file)
+    _raise(problems)
     return found
 
 
@@ -68,7 +84,7 @@ def checked(content: bytes, file: str, wanted: type[T]) -> T:
         return adapter.validate_python(node.plain())
     except ValidationError as error:
         problems = _problems(error, node, file, "", tuple(getattr(wanted, "__dataclass_fields__", ())))
-        raise InvalidInput(problems) from None
+        raise InvalidInput(list(problems)) from None
 
 
 def _items(root: Node, file: str) -> list[Node]:
@@ -77,7 +93,7 @@ def _items(root: Node, file: str) -> list[Node]:
     if not isinstance(root.value, dict):
         raise InvalidInput([Problem(file, root.line, root.column, f"found {describe(root.value)}; {right}")])
     problems = [
-        Problem(file, node.line, node.column, f"unknown key {describe(key)}; {right}")
+        Problem(file, *(node.key_at or (0, 0)), f"unknown key {describe(key)}; {right}")
         for key, node in root.value.items()
         if key != "mappings"
     ]
@@ -92,19 +108,18 @@ def _items(root: Node, file: str) -> list[Node]:
                 f"mappings: found {found}; write a list, each item begins with -",
             )
         )
-    _raise(problems, file)
+    _raise(problems)
     return inside.value if inside is not None and isinstance(inside.value, list) else []
 
 
 def _label(node: Node, number: int) -> str:
     name = node.value.get("name") if isinstance(node.value, dict) else None
-    return f'"{name.value}"' if name is not None and isinstance(name.value, str | int) else f"number {number}"
+    if name is None or not isinstance(name.value, str | int):
+        return f"number {number}"
+    return json.dumps(str(name.value)[:60], ensure_ascii=False)
 
 
-def _raise(problems: list[Problem], file: str) -> None:
-    if len(problems) > MAX_PROBLEMS:
-        more = len(problems) - MAX_PROBLEMS
-        problems = [*problems[:MAX_PROBLEMS], Problem(file, 0, 0, f"and {more:,} more problems")]
+def _raise(problems: list[Problem]) -> None:
     if problems:
         raise InvalidInput(problems)
 
@@ -113,14 +128,14 @@ def _clashes(mapping: Mapping, node: Node, claimed: dict[Key, tuple[Mapping, int
     """Claim the mapping's keys; one problem for each earlier mapping of the file that holds some of them."""
     clashes: dict[int, list[Key]] = {}
     for key, _ in mapping.endpoints():
-        holder = claimed.setdefault(key, (mapping, node.line))
-        if holder[0] is not mapping:
-            clashes.setdefault(holder[1], []).append(key)
+        holder, _ = claimed.setdefault(key, (mapping, node.line))
+        if holder is not mapping:
+            clashes.setdefault(id(holder), []).append(key)
     place = node.at(("listen",))
-    for line, keys in clashes.items():
-        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-        holder_mapping = claimed[keys[0]][0]
-        found = f"{keys[0]}{more} is claimed already by mapping {holder_mapping} in line {line}"
+    for keys in clashes.values():
+        holder, line = claimed[keys[0]]
+        which = f"{keys[0]} and {len(keys) - 1} more are" if len(keys) > 1 else f"{keys[0]} is"
+        found = f"{which} claimed already by mapping {holder} in line {line}"
         yield Problem(file, place.line, place.column, f"mapping {mapping}: {found}; remove one")
 
 
@@ -130,13 +145,21 @@ def _problems(error: ValidationError, node: Node, file: str, prefix: str, known:
         context: AbstractMapping[str, Any] = detail.get("ctx", {})
         if "at" in context:
             path = (*path, context["at"])
-        place = node.at(path)
+        line, column = _place(detail, node, path)
+        if path and isinstance(path[-1], int) and not isinstance(node.at(path[:-1]).value, list):
+            # One value stands for a list of one.
+            path = path[:-1]
         where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
         # The path of an unknown key is the key itself.
-        subject = (
-            f"{where}: " if where and detail["type"] not in ("extra_forbidden", "unexpected_keyword_argument") else ""
-        )
-        yield Problem(file, place.line, place.column, prefix + subject + _sentence(detail, path, context, known))
+        subject = f"{where}: " if where and detail["type"] not in _UNKNOWN else ""
+        yield Problem(file, line, column, prefix + subject + _sentence(detail, path, context, known))
+
+
+def _place(detail: AbstractMapping[str, Any], node: Node, path: tuple[str | int, ...]) -> tuple[int, int]:
+    place = node.at(path)
+    if detail["type"] in _UNKNOWN and place.key_at:
+        return place.key_at
+    return place.line, place.column
 
 
 def _sentence(

@@ -52,7 +52,7 @@ class Host:
             if sysctl.read(sysctl.accept_ra(name)) == "1":
                 _log.warning(
                     "%s takes IPv6 routes from router advertisements and stops when forwarding is on; "
-                    "keep them with: sysctl -w net.%s=2",
+                    "keep them with: sysctl -w %s=2",
                     name,
-                    sysctl.accept_ra(name).replace("/", "."),
+                    sysctl.label(sysctl.accept_ra(name)),
                 )

@@ -35,6 +35,11 @@ def read(name: str) -> str | None:
         return None
 
 
+def label(name: str) -> str:
+    """A parameter as sysctl(8) takes it: with slashes where an interface name holds dots."""
+    return f"net/{name}" if "." in name else f"net.{name.replace('/', '.')}"
+
+
 class Sysctls:
     """The parameters that nfportd set, remembered in `record` across crashes."""
 
@@ -50,10 +55,10 @@ class Sysctls:
         for name in sorted(lacking):
             if not self._manage:
                 if name not in self._missing:
-                    _log.warning("missing: run sysctl -w net.%s=1 (manage_sysctls is false)", _dotted(name))
+                    _log.warning("missing: run sysctl -w %s=1 (manage_sysctls is false)", label(name))
             elif read(name) is None:
                 if name not in self._missing:
-                    _log.error("the kernel has no net.%s; is IPv6 disabled or the interface gone?", _dotted(name))
+                    _log.error("the kernel has no %s; is IPv6 disabled or the interface gone?", label(name))
             else:
                 self._set(name)
         self._missing = {name for name in lacking if read(name) not in ("1", "2")}
@@ -63,7 +68,7 @@ class Sysctls:
         for name, before in sorted(self._before.items()):
             if read(name) == "1":
                 self._write(name, before)
-                _log.info("gave back net.%s=%s", _dotted(name), before)
+                _log.info("gave back %s=%s", label(name), before)
         self._before.clear()
         self._save()
 
@@ -74,13 +79,13 @@ class Sysctls:
         self._before.setdefault(name, value)
         self._save()
         if self._write(name, "1"):
-            _log.info("set net.%s=1 (was %s)", _dotted(name), value)
+            _log.info("set %s=1 (was %s)", label(name), value)
 
     def _write(self, name: str, value: str) -> bool:
         try:
             (_ROOT / name).write_text(value)
         except OSError as error:
-            _log.error("cannot set net.%s=%s: %s", _dotted(name), value, error.strerror)
+            _log.error("cannot set %s=%s: %s", label(name), value, error.strerror)
             return False
         return True
 
@@ -101,8 +106,3 @@ class Sysctls:
         scratch = self._record.with_suffix(".new")
         scratch.write_text(json.dumps(self._before, indent=1))
         scratch.replace(self._record)
-
-
-def _dotted(name: str) -> str:
-    # An interface name may hold dots: sysctl(8) takes slashes then.
-    return name.replace("/", ".") if "." not in name else name

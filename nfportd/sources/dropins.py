@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,8 +40,11 @@ def read(path: Path) -> dict[Mapping, int]:
 
 def _content(path: Path) -> bytes:
     try:
-        # Not more than can be taken, whatever the size of the file.
-        with path.open("rb") as file:
+        # O_NONBLOCK: else a fifo waits for a writer for ever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InvalidInput([Problem(str(path), 0, 0, "is not a regular file")])
+            # Not more than can be taken, whatever the size of the file.
             return file.read(document.MAX_BYTES + 1)
     except FileNotFoundError:
         raise

@@ -50,25 +50,30 @@ async def changed(directory: Path) -> AsyncIterator[Names]:
 async def _due(inotify: Inotify, directory: Path) -> AsyncIterator[Names]:
     """Tell the names that are due, until the directory is gone."""
     due: dict[str, float] = {}
-    while True:
-        now = time.monotonic()
-        ready = frozenset(name for name, when in due.items() if when <= now)
-        if ready:
-            due = {name: when for name, when in due.items() if name not in ready}
-            yield ready
-            continue
-        try:
-            async with asyncio.timeout(min(due.values()) - now if due else None):
-                event = await inotify.get()
-        except TimeoutError:
-            continue
-        if event.mask & _GONE:
-            return
-        if event.mask & Mask.Q_OVERFLOW:
-            due.clear()
-            yield None
-        elif event.name:
-            _note(due, event, directory)
+    # Never cancelled for a timeout: that could lose an event that has just been read.
+    coming = asyncio.ensure_future(inotify.get())
+    try:
+        while True:
+            now = time.monotonic()
+            ready = frozenset(name for name, when in due.items() if when <= now)
+            if ready:
+                due = {name: when for name, when in due.items() if name not in ready}
+                yield ready
+                continue
+            await asyncio.wait({coming}, timeout=min(due.values()) - now if due else None)
+            if not coming.done():
+                continue
+            event = coming.result()
+            coming = asyncio.ensure_future(inotify.get())
+            if event.mask & _GONE:
+                return
+            if event.mask & Mask.Q_OVERFLOW:
+                due.clear()
+                yield None
+            elif event.name:
+                _note(due, event, directory)
+    finally:
+        coming.cancel()
 
 
 def _note(due: dict[str, float], event: Event, directory: Path) -> None:
