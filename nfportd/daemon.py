@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from systemd import daemon as systemd
+
 from nfportd.errors import NotPossible
 from nfportd.kernel.conntrack import Conntrack
 from nfportd.kernel.host import Host
@@ -28,7 +30,7 @@ from nfportd.reconciler import Outcome, Reconciler
 from nfportd.settings import Settings
 from nfportd.sources import watch
 from nfportd.sources.dropins import DropIns
-from systemd import daemon as systemd
+from nfportd.table import Table
 
 _log = logging.getLogger(__name__)
 
@@ -46,14 +48,17 @@ async def serve(paths: Paths, settings: Settings) -> None:
     with _only_one(paths.run_dir):
         network, nft, conntrack = NetworkWatch(), Nft(), Conntrack()
         sysctls = Sysctls(paths.run_dir / "sysctls.json", manage=settings.manage_sysctls)
-        reconciler = Reconciler(nft, network, conntrack, Host(network, sysctls), settings.mark_bit)
+        table, host = Table(nft, settings.mark_bit), Host(network, sysctls)
+        reconciler = Reconciler(table, network, conntrack, host)
         dropins = DropIns(paths.dropins, paths.run_dir / "last-good")
         try:
-            await reconciler.adopt()
+            await table.adopt()
             await _work(reconciler, dropins)
             systemd.notify("STOPPING=1")
             if settings.on_stop == "remove":
-                await reconciler.withdraw()
+                # The loopback guard goes last.
+                await host.release()
+                await table.delete()
             else:
                 _log.info("table, routes and sysctls stay in force (on_stop: keep)")
         finally:
@@ -119,10 +124,8 @@ class _Source:
 
 
 def _say(what: str, outcome: Outcome, seconds: float) -> None:
-    for claim, keys in outcome.waiting.items():
-        _log.warning("%s waits for %s, held by another owner", claim, _some(keys))
-    for claim, reason in outcome.refused.items():
-        _log.error("%s is not in force: %s", claim, reason)
+    for claim, holder, keys in outcome.waiting:
+        _log.warning("%s waits for %s, held by %s", claim, _some(keys), holder)
     _log.info("applied: %s: +%d -%d elements in %.1f ms", what, outcome.added, outcome.removed, seconds * 1000)
 
 

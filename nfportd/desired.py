@@ -157,9 +157,9 @@ class Desired:
         claims = self.claims(key)
         return claims[0] if claims else None
 
-    def wishes(self, claim: Claim) -> bool:
-        """Whether its owner still makes this claim."""
-        return self._owners.get(claim.owner, {}).get(claim.mapping) == claim
+    def standing(self, claim: Claim) -> Claim | None:
+        """The claim by which its owner still wishes for its mapping; its line may have moved."""
+        return self._owners.get(claim.owner, {}).get(claim.mapping)
 
     def claimed(self) -> Iterable[Key]:
         """Every key that somebody claims."""
@@ -230,8 +230,8 @@ _PROTOCOLS: dict[str | int, Protocol] = {str(protocol): protocol for protocol in
 
 
 def key_of(slot: Slot) -> Key | None:
-    """The key whose target stands in a slot of a map; None for slots of sets, and of protocols that are not ours."""
-    name, family = slot.set[:-1], slot.set[-1:]
+    """The key whose element stands in a slot; None for on-link slots, and for protocols that are not ours."""
+    name, family = slot.set.removeprefix("always_")[:-1], slot.set[-1:]
     protocol, port = slot.key[-2:]
     if name not in ("any", "addr") or protocol not in _PROTOCOLS:
         return None

@@ -49,6 +49,7 @@ def mappings(content: bytes, file: str) -> dict[Mapping, int]:
     problems: list[Problem] = []
     found: dict[Mapping, int] = {}
     claimed: dict[Key, tuple[Mapping, int]] = {}
+    total = 0
     for number, node in enumerate(items, start=1):
         if len(problems) > MAX_PROBLEMS:
             break
@@ -62,7 +63,8 @@ def mappings(content: bytes, file: str) -> dict[Mapping, int]:
         except ValidationError as error:
             problems += _problems(error, node, file, prefix, _MAPPING_KEYS)
             continue
-        if len(claimed) + mapping.size > MAX_KEYS:
+        total += mapping.size
+        if total > MAX_KEYS:
             problems.append(
                 Problem(file, node.line, node.column, f"{prefix}the file claims more than {MAX_KEYS:,} keys")
             )
@@ -116,7 +118,7 @@ def _label(node: Node, number: int) -> str:
     name = node.value.get("name") if isinstance(node.value, dict) else None
     if name is None or not isinstance(name.value, str | int):
         return f"number {number}"
-    return json.dumps(str(name.value)[:60], ensure_ascii=False)
+    return json.dumps(str(name.value)[:60], ensure_ascii=not str(name.value).isprintable())
 
 
 def _raise(problems: list[Problem]) -> None:
@@ -132,6 +134,8 @@ def _clashes(mapping: Mapping, node: Node, claimed: dict[Key, tuple[Mapping, int
         if holder is not mapping:
             clashes.setdefault(id(holder), []).append(key)
     place = node.at(("listen",))
+    if place.line < node.line:
+        place = node  # an alias: what it holds was written elsewhere
     for keys in clashes.values():
         holder, line = claimed[keys[0]]
         which = f"{keys[0]} and {len(keys) - 1} more are" if len(keys) > 1 else f"{keys[0]} is"

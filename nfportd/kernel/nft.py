@@ -91,10 +91,19 @@ class Nft:
         return None
 
 
+#: What the kernel's words mean here (net/netfilter/nf_tables_api.c).
+_MEANINGS = {
+    "Too many open files in system": "the map or set is full",
+    "File exists": "the key is there already with another value",
+    "Operation not permitted": "no CAP_NET_ADMIN, or another process owns the table",
+}
+
+
 def _reason(error: str) -> str:
     """The sentence in nft's answer, without the input that it repeats (a transaction may have megabytes)."""
     for line in error.splitlines():
         _, found, reason = line.partition("Error: ")
         if found:
-            return reason.strip()[:300]
+            reason = reason.strip().removeprefix("Could not process rule: ")[:300]
+            return f"{reason} ({_MEANINGS[reason]})" if reason in _MEANINGS else reason
     return error.strip()[:300] or "nft gave no reason"

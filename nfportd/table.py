@@ -1,0 +1,163 @@
+"""Our table in the kernel and the mirror of its elements: adopt what is there, write deltas, isolate what is refused.
+
+Must not know owners or the network. The one idea: the mirror is read once at the start and again only after a refusal;
+in between it follows from what was written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterable
+from typing import NamedTuple
+
+from nfportd import desired, ruleset
+from nfportd.desired import Delta, Elements, Slot
+from nfportd.errors import KernelRefused, NotPossible
+from nfportd.kernel.nft import Nft
+
+_log = logging.getLogger(__name__)
+
+
+class Part(NamedTuple):
+    """Elements that stand or fall together, because one thing asks for them."""
+
+    label: Hashable
+    change: Delta
+
+
+class Written(NamedTuple):
+    """What a commit brought into force, and why the rest was refused, by the label of its part."""
+
+    change: Delta
+    refused: dict[Hashable, str]
+
+
+class Table:
+    """The table `inet nfportd`. `elements` is what the kernel holds by all we know."""
+
+    def __init__(self, nft: Nft, mark_bit: int) -> None:
+        self.elements: Elements = {}
+        self._nft = nft
+        self._mark_bit = mark_bit
+        self._flags: ruleset.Flags = ()
+        # What must go before the next delta, in its transaction, until it is written: the skeleton, or a refill.
+        self._prologue = ""
+
+    async def adopt(self) -> None:
+        """Read the table that an earlier run left and see what of it can stay; make it where there is none.
+
+        Raises NotPossible where nftables cannot be used at all.
+        """
+        can_own = await self._nft.allows(ruleset.empty_table(ruleset.OWNED, "nfportd_probe")) is None
+        try:
+            found = await self._nft.list_table()
+            if found is None:
+                # Before everything else, for its loopback guard must stand when sysctls open the loopback.
+                self._flags = ruleset.OWNED if can_own else ()
+                self._prologue = ruleset.skeleton(self._mark_bit, self._flags)
+                await self._write(Delta({}, {}))
+                _log.info("made table inet %s%s", ruleset.TABLE, ", owned" if can_own else "")
+                return
+            self._flags = found.flags
+            if "owner" in found.flags:
+                # Only its owner may write to the table, so it is taken over before anything else.
+                await self._nft.run(ruleset.empty_table(found.flags))
+            self._take_over(found)
+            if self._prologue and not ruleset.sets_to_replace(found):
+                # The same order; only sets that are made anew wait for the delta that fills them.
+                await self._write(Delta({}, {}))
+        except KernelRefused as refusal:
+            raise NotPossible(f"nftables cannot be used: {refusal}; it takes CAP_NET_ADMIN and nf_tables") from None
+        count = sum(map(len, found.elements.values()))
+        how = "; its sets are of another version and are made anew" if self._prologue else ""
+        _log.info("adopted table inet %s with %d elements%s", ruleset.TABLE, count, how)
+        if can_own and "owner" not in found.flags:
+            _log.info("the table keeps having no owner; it gets one when it is made anew, after a stop")
+
+    def _take_over(self, found: ruleset.Listed) -> None:
+        """Mirror what was listed; chains unlike ours are refilled together with the next delta."""
+        self.elements = found.elements
+        self._prologue = ""
+        if found.fingerprint != ruleset.fingerprint(self._mark_bit, found):
+            self._prologue = ruleset.refill(found, self._mark_bit, self._flags)
+
+    async def commit(
+        self, delta: Callable[[], Delta], anew: Callable[[], Delta], label: Callable[[Slot], Hashable]
+    ) -> Written:
+        """Write a delta as one transaction.
+
+        After a refusal the table is read and `anew` asked for all that it lacks; what of that is still refused is
+        halved until single parts (slots of one label) remain that the kernel refuses. All others are written.
+        Raises KernelRefused where not even the skeleton can be written.
+        """
+        change = delta()
+        try:
+            await self._write(change)
+            return Written(change, {})
+        except KernelRefused as refusal:
+            _log.warning("nft refused a transaction of %d elements: %s", len(change.add | change.remove), refusal)
+        found = await self._nft.list_table()
+        if found:
+            self._take_over(found)
+        else:
+            self.elements = {}
+            self._prologue = ruleset.skeleton(self._mark_bit, self._flags)
+        await self._write(Delta({}, {}))
+        written = Written(Delta({}, {}), {})
+        await self._isolate(_parts(anew(), label), written)
+        return written
+
+    async def _write(self, change: Delta) -> None:
+        prologue = self._prologue
+        if change or prologue:
+            await self._nft.run(prologue + ruleset.text(change))
+        desired.apply(self.elements, change)
+        if prologue:
+            self._prologue = ""
+            await self._leave_fingerprint()
+
+    async def _leave_fingerprint(self) -> None:
+        found = await self._nft.list_table(elements=False)
+        if found:
+            await self._nft.run(ruleset.set_fingerprint(ruleset.fingerprint(self._mark_bit, found)))
+
+    async def _isolate(self, parts: list[Part], written: Written) -> None:
+        whole = _merged(part.change for part in parts)
+        try:
+            await self._write(whole)
+        except KernelRefused as refusal:
+            if len(parts) == 1:
+                written.refused[parts[0].label] = refusal.reason
+                return
+            middle = len(parts) // 2
+            await self._isolate(parts[:middle], written)
+            await self._isolate(parts[middle:], written)
+        else:
+            written.change.remove.update(whole.remove)
+            written.change.add.update(whole.add)
+
+    async def delete(self) -> None:
+        """Take the table away."""
+        if await self._nft.list_table(elements=False):
+            await self._nft.run(f"delete table inet {ruleset.TABLE}\n")
+            _log.info("removed table inet %s", ruleset.TABLE)
+
+
+def _parts(change: Delta, label: Callable[[Slot], Hashable]) -> list[Part]:
+    """Cut a delta by label; parts that only remove come first, since they make room."""
+    parts: dict[Hashable, Delta] = {}
+    for slot in change.remove | change.add:
+        part = parts.setdefault(label(slot), Delta({}, {}))
+        if slot in change.remove:
+            part.remove[slot] = change.remove[slot]
+        if slot in change.add:
+            part.add[slot] = change.add[slot]
+    return sorted((Part(*item) for item in parts.items()), key=lambda part: bool(part.change.add))
+
+
+def _merged(changes: Iterable[Delta]) -> Delta:
+    whole = Delta({}, {})
+    for change in changes:
+        whole.remove.update(change.remove)
+        whole.add.update(change.add)
+    return whole
