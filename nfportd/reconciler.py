@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 RETRY = 10.0
 #: Seconds from a network event to the reading of routes: events come in bursts.
 _SETTLE = 0.02
+#: Seconds after a failure before the next attempt, whatever asks for it.
+_BREATH = 1.0
 
 Wishes = AbstractMapping[str, AbstractMapping[Mapping, int]]
 
@@ -85,6 +87,7 @@ class Reconciler:
         while True:
             await self._wait()
             queue, self._queue = self._queue, []
+            self._room = False
             try:
                 outcome = await self._pass([wishes for wishes, _ in queue])
             except Exception as error:
@@ -93,6 +96,7 @@ class Reconciler:
                 for _, answer in queue:
                     if not answer.cancelled():
                         answer.set_exception(error)
+                await asyncio.sleep(_BREATH)
                 continue
             for _, answer in queue:
                 if not answer.cancelled():
@@ -121,8 +125,9 @@ class Reconciler:
         touched: Touched = {}
         for wish in wishes:
             for owner, mappings in wish.items():
-                # The first holder of a key is the one that the kernel knows.
-                touched = self._desired.replace(owner, mappings) | touched
+                for key, holder in self._desired.replace(owner, mappings).items():
+                    # The first holder of a key is the one that the kernel knows.
+                    touched.setdefault(key, holder)
         await self._follow_network()
         if not wishes:
             # Not with every change: each attempt fails, and then the table is read.

@@ -138,11 +138,11 @@ class Topology:
             best = min(route.metric for route in covering[0])
             paths = {self._links.get(r.interface) for r in covering[0] if r.metric == best}
             needs |= {Loopback(target.family, link) for link in paths if link and link.name != "lo"}
-        for route in (route for routes in covering for route in routes if route.on_link):
-            link = self._links.get(route.interface)
-            if link:
-                needs.add(Slot(f"onlink{target.family}", (route.prefix, link.name)))
-        return needs
+        # The widest prefix of each link: a narrower one says nothing more, and an interval set refuses one in another.
+        widest = {
+            r.interface: r.prefix for routes in covering for r in routes if r.on_link and r.interface in self._links
+        }
+        return needs | {Slot(f"onlink{target.family}", (p, self._links[link].name)) for link, p in widest.items()}
 
 
 def odd_names(network: Network) -> list[str]:
