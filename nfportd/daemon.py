@@ -60,7 +60,7 @@ async def serve(paths: Paths, settings: Settings) -> None:
                 await host.release()
                 await table.delete()
             else:
-                _log.info("table, routes and sysctls stay in force (on_stop: keep)")
+                _log.info("stays in force (on_stop: keep): table inet nfportd, %s", await host.report())
         finally:
             conntrack.close()
             network.close()

@@ -48,7 +48,10 @@ class Table:
 
         Raises NotPossible where nftables cannot be used at all.
         """
-        can_own = await self._nft.allows(ruleset.empty_table(ruleset.OWNED, "nfportd_probe")) is None
+        lacking = await self._nft.allows(ruleset.empty_table(ruleset.OWNED, "nfportd_probe"))
+        can_own = lacking is None
+        if lacking:
+            _log.info("no flags owner, persist here (%s): other programs can change the table", lacking)
         try:
             found = await self._nft.list_table()
             if found is None:

@@ -47,6 +47,12 @@ class Host:
             await self._network.set_loopback(link, present=False)
             _log.info("removed route local ::1 dev %s", link.name)
 
+    async def report(self) -> str:
+        """What nfportd has set on this host, for people."""
+        sysctls = [f"{sysctl.label(name)}=1" for name in sorted(self._sysctls.managed)]
+        routes = [f"route local ::1 dev {link.name}" for link in await self._network.loopback_links()]
+        return ", ".join(sysctls + sorted(routes)) or "no sysctls or routes"
+
     def _warn_of_advertised_routes(self, network: Network) -> None:
         for name in sorted(topology.advertised_links(network)):
             if sysctl.read(sysctl.accept_ra(name)) == "1":

@@ -72,6 +72,11 @@ class Sysctls:
         self._before.clear()
         self._save()
 
+    @property
+    def managed(self) -> frozenset[str]:
+        """The parameters that nfportd set, in this run or an earlier one."""
+        return frozenset(self._before)
+
     def _set(self, name: str) -> None:
         value = read(name)
         if value is None:
