@@ -109,6 +109,7 @@ class Topology:
         self.network = network
         self._links = {link.index: link for link in network.links if _PLAIN_NAME.fullmatch(link.name)}
         self._tables = {f: _Table(r for r in network.routes if r.family == f) for f in FAMILIES}
+        self._neighbours = _neighbours(network.routes)
         self._needs: Counter[Need] = Counter()
         for target in targets:
             self.add(target)
@@ -138,11 +139,32 @@ class Topology:
             best = min(route.metric for route in covering[0])
             paths = {self._links.get(r.interface) for r in covering[0] if r.metric == best}
             needs |= {Loopback(target.family, link) for link in paths if link and link.name != "lo"}
-        # The widest prefix of each link: a narrower one says nothing more, and an interval set refuses one in another.
-        widest = {
-            r.interface: r.prefix for routes in covering for r in routes if r.on_link and r.interface in self._links
-        }
-        return needs | {Slot(f"onlink{target.family}", (p, self._links[link].name)) for link, p in widest.items()}
+        beside = {r.interface for routes in covering for r in routes if r.on_link and r.interface in self._links}
+        for index in beside:
+            needs |= {
+                Slot(f"onlink{target.family}", (p, self._links[index].name))
+                for p in self._neighbours[target.family, index]
+            }
+        return needs
+
+
+def _neighbours(routes: Iterable[Route]) -> dict[tuple[Family, int], set[str]]:
+    """The on-link prefixes of each link: whoever shares a link with a target may be answered past us.
+
+    Without prefixes inside others, which an interval set refuses, and link-local ones, which are never forwarded.
+    """
+    prefixes: dict[tuple[Family, int], set[str]] = {}
+    for route in sorted(routes, key=lambda each: int(each.prefix.partition("/")[2])):
+        network = ipaddress.ip_network(route.prefix)
+        if route.on_link and not network.is_link_local:
+            known = prefixes.setdefault((route.family, route.interface), set())
+            if not any(_within(network, other) for other in known):
+                known.add(route.prefix)
+    return prefixes
+
+
+def _within(network: ipaddress.IPv4Network | ipaddress.IPv6Network, other: str) -> bool:
+    return network.network_address in ipaddress.ip_network(other)
 
 
 def odd_names(network: Network) -> list[str]:

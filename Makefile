@@ -1,0 +1,58 @@
+# `sudo make test` on a fresh Debian 12 or 13 needs nothing else; `make help` names the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The distribution's own interpreter: only it sees python3-nftables and python3-systemd.
+PYTHON := /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := ca-certificates nftables python3-nftables python3-venv python3-systemd python3-yaml \
+            iproute2 conntrack procps
+# For example: make test PYTEST_ARGS='-k hairpin -x'
+PYTEST_ARGS :=
+
+.PHONY: help demo test test-trixie lint bench run venv packages clean
+
+help: ## this text
+	@sed -nE 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+demo: venv ## publish ports of a small network made of namespaces, and show each connection (root)
+	@$(BIN)/python -m tests.demo
+
+test: lint ## ruff, mypy and the whole test suite (root: it makes network namespaces)
+	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+test-trixie: venv ## the test suite on Debian 13 userland: nft 1.1.3, Python 3.13 (root)
+	tests/trixie.sh $(PYTEST_ARGS)
+
+lint: venv ## ruff check, ruff format --check, mypy --strict
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: venv ## measure what the README claims (root)
+	$(BIN)/python -m bench
+
+run: venv ## the daemon in the foreground with /etc/nfportd and /etc/nfportd.d (root)
+	$(BIN)/nfportd
+
+venv: $(VENV)/.stamp ## the virtual environment, and the Debian packages that it needs
+
+$(VENV)/.stamp: pyproject.toml | packages
+	$(PYTHON) -m venv --system-site-packages $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+packages:
+	@missing=$$(for p in $(PACKAGES); do \
+	    dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	    apt-get update -q && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; \
+	fi
+
+clean: ## remove what the other targets made
+	rm -rf --one-file-system $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find nfportd tests bench -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What holds for every sequence of changes, and not only for those of which somebody thought."""

@@ -1,0 +1,282 @@
+"""The real Reconciler on a real kernel: whatever is wished, in any order, over restarts and damage, is in the table.
+
+It must not look into the reconciler. The one idea: a thread of its own in a namespace of its own runs the event loop
+of the daemon; after every step the table is listed by another process and compared with the plain model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import threading
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings, strategies as st
+
+from nfportd import desired, ruleset
+from nfportd.desired import ABSENT, Delta, Elements, Parts, Slot
+from nfportd.kernel.conntrack import Conntrack
+from nfportd.kernel.host import Host
+from nfportd.kernel.network import NetworkWatch
+from nfportd.kernel.nft import Nft
+from nfportd.kernel.sysctl import Sysctls
+from nfportd.model import Mapping
+from nfportd.reconciler import Outcome, Reconciler
+from nfportd.table import Table
+from tests.lab import Lab
+from tests.netns import Namespace
+from tests.properties import model
+from tests.properties.strategies import OWNERS, Wishes, elements, files
+from tests.unit.reading import mapping
+
+T = TypeVar("T")
+
+#: On-link prefixes of the host and their links: nested, side by side, and of full length.
+LINKS = {
+    "10.88.0.0/24": "br0",
+    "10.88.0.11/32": "br0",
+    "10.88.0.128/25": "br1",
+    "10.88.1.2/32": "br1",
+    "fd88::/64": "br0",
+    "fd88:0:0:1::2/128": "br1",
+}
+NETWORK = """\
+addr add 10.88.0.1/24 dev br0
+addr add fd88::1/64 dev br0 nodad
+route add 10.88.0.11/32 dev br0
+route add 10.88.0.128/25 dev br1
+route add 10.88.1.2/32 dev br1
+route add fd88:0:0:1::2/128 dev br1
+route add default via 10.88.0.254
+route add default via fd88::fe
+addr add 192.0.2.1/32 dev lo
+addr add 2001:db8::1/128 dev lo
+"""
+
+
+class Inside:
+    """An event loop in a thread in a namespace; what it opens stays there."""
+
+    def __init__(self, space: Namespace) -> None:
+        self.space = space
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="inside")
+        self._thread.start()
+
+    def _run(self) -> None:
+        with self.space.entered():
+            self._loop.run_forever()
+
+    def do(self, what: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(what, self._loop).result(30)
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def elements(self) -> Elements:
+        """The table as another process lists it."""
+        listing = json.loads(self.space.run(["nft", "-j", "list", "table", "inet", "nfportd"]).stdout)
+        found = ruleset.parse(listing)
+        assert found is not None
+        assert ruleset.sets_to_replace(found) == []
+        return found.elements
+
+
+@pytest.fixture(scope="module")
+def inside() -> Iterator[Inside]:
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    with Lab(build=False) as lab:
+        host = lab.space("host")
+        for name in ("br0", "br1"):
+            lab.bridge(host, name)
+        host.batch(NETWORK)
+        made = Inside(host)
+        yield made
+        made.close()
+
+
+class Life:
+    """One life of what the daemon wires together, without files and signals."""
+
+    def __init__(self, inside: Inside, run_dir: Path) -> None:
+        self._inside = inside
+        inside.do(self._begin(run_dir))
+
+    async def _begin(self, run_dir: Path) -> None:
+        self._nft, self._network, self._conntrack = Nft(), NetworkWatch(), Conntrack()
+        self._table = Table(self._nft, 13)
+        self._host = Host(self._network, Sysctls(run_dir / "sysctls.json", manage=True))
+        self._reconciler = Reconciler(self._table, self._network, self._conntrack, self._host)
+        await self._table.adopt()
+        self._task = asyncio.create_task(self._reconciler.run())
+
+    def wish(self, *wishes: Wishes) -> list[Outcome]:
+        """Make several wishes at once, as if they came from several sources."""
+
+        async def together() -> list[Outcome]:
+            return await asyncio.gather(*(self._reconciler.replace(wish) for wish in wishes))
+
+        return self._inside.do(together())
+
+    def end(self, *, clean: bool) -> None:
+        """Stop; or, not clean, die: everything stays in the kernel."""
+        self._inside.do(self._end(clean))
+        # A table that has an owner is free when the owner's context is.
+        del self._reconciler, self._table, self._nft
+        gc.collect()
+
+    async def _end(self, clean: bool) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if clean:
+            await self._host.release()
+            await self._table.delete()
+        self._conntrack.close()
+        self._network.close()
+        self._nft.close()
+
+
+#: What may happen to the table between two lives, in nft's words.
+DAMAGE = (
+    "",
+    "flush map inet nfportd any4",
+    "add element inet nfportd any4 { tcp . 8000 : 203.0.113.1 . 1, dccp . 8000 : 203.0.113.1 . 1 }",
+    "add element inet nfportd always_any6 { udp . 8001 }",
+    'add element inet nfportd onlink4 { 203.0.113.0/24 . "br0" }',
+    'add element inet nfportd onlink4 { 203.0.113.1-203.0.113.5 . "br0" }',
+    "flush chain inet nfportd dispatch",
+    "add rule inet nfportd prerouting drop",
+    "add chain inet nfportd extra; add rule inet nfportd extra jump dispatch",
+    "delete chain inet nfportd loopback_guard",
+    "flush chain inet nfportd postrouting; delete chain inet nfportd postrouting; "
+    "add chain inet nfportd postrouting { type nat hook postrouting priority 50; }",
+    "flush chain inet nfportd dispatch; delete map inet nfportd any4; "
+    "add map inet nfportd any4 { type inet_service : ipv4_addr; }; add element inet nfportd any4 { 80 : 203.0.113.1 }",
+    "flush set inet nfportd fingerprint",
+    "delete table inet nfportd",
+    "delete table inet nfportd; add table inet nfportd",
+)
+
+turns = st.lists(st.dictionaries(st.sampled_from(OWNERS), files(), min_size=1), min_size=1, max_size=3)
+restarts = st.sampled_from(DAMAGE)
+KERNEL = settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+WEB: dict[Mapping, int] = {mapping(8000, ["10.88.0.11:80", "[fd88::11]:80"], masquerade="always"): 2}
+MOVED: dict[Mapping, int] = {mapping(8000, ["10.88.0.140:80", "[fd88:0:0:1::2]:80"]): 2}
+
+
+@KERNEL
+@given(st.lists(turns | restarts, min_size=1, max_size=6))
+@example([[{OWNERS[1]: WEB}], [{OWNERS[0]: MOVED}], [{OWNERS[0]: {}}], [{OWNERS[1]: {}}]])
+def test_the_table_is_what_is_wished_after_every_step(
+    inside: Inside, tmp_path: Path, steps: list[list[Wishes] | str]
+) -> None:
+    wishes: Wishes = {}
+    life = Life(inside, tmp_path)
+    try:
+        for step in steps:
+            if isinstance(step, str):
+                life.end(clean=False)
+                inside.space.nft(step)
+                life = Life(inside, tmp_path)
+                outcomes = life.wish(dict(wishes))
+            else:
+                outcomes = life.wish(*step)
+                for turn in step:
+                    wishes |= turn
+
+            assert [outcome.refused for outcome in outcomes if outcome.refused] == []
+            assert inside.elements() == model.elements(wishes, LINKS)
+    finally:
+        life.end(clean=True)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_each_damage_is_repaired_by_a_restart(inside: Inside, tmp_path: Path, damage: str) -> None:
+    life = Life(inside, tmp_path)
+    try:
+        life.wish({OWNERS[0]: WEB})
+        sound = inside.space.run(["nft", "-s", "list", "table", "inet", "nfportd"]).stdout
+        life.end(clean=False)
+        inside.space.nft(damage)
+        life = Life(inside, tmp_path)
+        life.wish({OWNERS[0]: WEB})
+
+        repaired = inside.space.run(["nft", "-s", "list", "table", "inet", "nfportd"]).stdout
+        assert sorted(repaired.splitlines()) == sorted(sound.splitlines())
+    finally:
+        life.end(clean=True)
+
+
+def test_what_is_right_already_is_not_written(inside: Inside, tmp_path: Path) -> None:
+    life = Life(inside, tmp_path)
+    try:
+        life.wish({OWNERS[0]: WEB})
+        life.end(clean=False)
+        life = Life(inside, tmp_path)
+
+        assert [(outcome.added, outcome.removed) for outcome in life.wish({OWNERS[0]: WEB})] == [(0, 0)]
+    finally:
+        life.end(clean=True)
+
+
+def test_a_clean_end_leaves_nothing(inside: Inside, tmp_path: Path) -> None:
+    def host() -> tuple[str, str, str]:
+        return (
+            inside.space.run(["nft", "list", "ruleset"]).stdout,
+            inside.space.ip("-6", "route", "show", "table", "all", "proto", "110"),
+            "".join(inside.space.sysctl(f"net/ipv4/conf/{name}/route_localnet") for name in ("all", "br0", "br1")),
+        )
+
+    before = host()
+    life = Life(inside, tmp_path)
+    life.wish({OWNERS[0]: WEB})
+    during = host()
+    life.end(clean=True)
+
+    assert (host(), during == before) == (before, False)
+
+
+def everything(state: Elements) -> dict[Slot, Parts | None]:
+    return {slot: state[slot.set][slot.key] for slot in desired.all_slots(state)}
+
+
+@KERNEL
+@given(elements(), elements())
+def test_what_is_listed_is_what_was_written(inside: Inside, one: Elements, other: Elements) -> None:
+    inside.space.nft("add table inet nfportd; delete table inet nfportd\n" + ruleset.skeleton(13))
+    inside.space.nft(ruleset.text(Delta({}, everything(one))))
+    inside.space.nft(ruleset.text(desired.delta(one, dict.fromkeys(everything(one), ABSENT) | everything(other))))
+
+    assert inside.elements() == other
+    inside.space.nft("delete table inet nfportd")
+
+
+@KERNEL
+@given(elements())
+def test_both_ways_of_running_nft_list_the_same(inside: Inside, one: Elements) -> None:
+    async def through_library() -> Elements:
+        nft = Nft()
+        try:
+            await nft.run("add table inet nfportd; delete table inet nfportd\n" + ruleset.skeleton(13))
+            await nft.run(ruleset.text(Delta({}, everything(one))))
+            found = await nft.list_table()
+            await nft.run("delete table inet nfportd")
+        finally:
+            nft.close()
+        assert found is not None
+        return found.elements
+
+    assert inside.do(through_library()) == one

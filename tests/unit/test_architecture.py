@@ -1,0 +1,162 @@
+"""The order of the modules: imports run downward, what is pure stays pure, files stay small.
+
+It must not import what it looks at. The one idea: each module's imports as its source says them, against a list.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "nfportd"
+
+#: From the ground up; modules of one line may not import each other, but for those of kernel and sources.
+ORDER = (
+    ("errors",),
+    ("notation",),
+    ("model",),
+    ("document",),
+    ("validation",),
+    ("desired",),
+    ("ruleset",),
+    ("topology",),
+    ("flows",),
+    ("settings",),
+    ("kernel.sysctl", "kernel.nft", "kernel.conntrack", "kernel.network"),
+    ("kernel.host",),
+    ("table",),
+    ("reconciler",),
+    ("sources.dropins", "sources.watch"),
+    ("check", "daemon"),
+    ("__main__",),
+    ("cli",),
+)
+LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name in names}
+
+PURE = ("errors", "notation", "model", "document", "validation", "desired", "ruleset", "topology", "flows")
+IMPURE = {
+    "asyncio",
+    "ctypes",
+    "logging",
+    "nftables",
+    "os",
+    "pathlib",
+    "pyroute2",
+    "random",
+    "select",
+    "shutil",
+    "signal",
+    "socket",
+    "subprocess",
+    "sys",
+    "systemd",
+    "tempfile",
+    "threading",
+    "time",
+}
+
+
+def module(path: Path) -> str:
+    """`nfportd.kernel.nft` for nfportd/kernel/nft.py; a package is called by its folder."""
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+MODULES = sorted(set(FILES) - {"nfportd", "nfportd.kernel", "nfportd.sources"})
+
+
+def imports(name: str) -> set[str]:
+    """Every module that this one imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: imports are absolute"
+            for alias in node.names:
+                inside = f"{node.module}.{alias.name}"
+                found.add(inside if inside in FILES else str(node.module))
+    return found
+
+
+def outside(name: str) -> set[str]:
+    """The packages other than ours that a module imports."""
+    return {found.partition(".")[0] for found in imports(name)} - {"nfportd"}
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(LEVEL) == set(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_run_downward(name: str) -> None:
+    upward = {each for each in imports(name) & set(MODULES) if LEVEL[each] >= LEVEL[name]}
+
+    assert upward == set()
+
+
+@pytest.mark.parametrize("name", [f"nfportd.{each}" for each in PURE])
+def test_what_is_pure_knows_no_clock_no_files_and_no_kernel(name: str) -> None:
+    assert outside(name) & IMPURE == set()
+
+
+@pytest.mark.parametrize("name", [f"nfportd.{each}" for each in PURE])
+def test_what_is_pure_imports_only_what_is_pure(name: str) -> None:
+    assert imports(name) & set(MODULES) <= {f"nfportd.{each}" for each in PURE}
+
+
+@pytest.mark.parametrize("name", [each for each in MODULES if each.startswith("nfportd.kernel.")])
+def test_the_kernel_knows_no_yaml_no_sources_and_no_wiring(name: str) -> None:
+    ours = {"nfportd.document", "nfportd.validation", "nfportd.settings", "nfportd.desired", "nfportd.reconciler"}
+
+    assert (imports(name) & ours, "yaml" in outside(name)) == (set(), False)
+
+
+@pytest.mark.parametrize("name", [each for each in MODULES if each.startswith("nfportd.sources.")])
+def test_sources_know_no_nft_and_no_kernel(name: str) -> None:
+    ours = {each for each in MODULES if each.startswith("nfportd.kernel")} | {"nfportd.ruleset", "nfportd.table"}
+
+    assert (imports(name) & ours, outside(name) & {"nftables", "pyroute2"}) == (set(), set())
+
+
+@pytest.mark.parametrize(
+    ("package", "users"),
+    [
+        ("yaml", {"nfportd.document"}),
+        ("nftables", {"nfportd.kernel.nft"}),
+        ("asyncinotify", {"nfportd.sources.watch"}),
+        ("systemd", {"nfportd.daemon"}),
+        ("click", {"nfportd.__main__", "nfportd.cli"}),
+        ("pyroute2", {"nfportd.kernel.conntrack", "nfportd.kernel.network"}),
+    ],
+)
+def test_a_library_has_one_door(package: str, users: set[str]) -> None:
+    assert {name for name in FILES if package in outside(name)} == users
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_file_is_under_450_lines(name: str) -> None:
+    assert len(FILES[name].read_text().splitlines()) < 450
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_file_opens_with_its_job_and_its_one_idea(name: str) -> None:
+    docstring = ast.get_docstring(ast.parse(FILES[name].read_text())) or ""
+
+    assert ("one idea: " in docstring.replace("\n", " "), len(docstring.splitlines()) >= 3) == (True, True)
+
+
+VAGUE = ("Manager", "Handler", "Helper", "Util", "Base", "Impl")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_names_say_the_words_of_the_field(name: str) -> None:
+    named = [
+        node.name
+        for node in ast.walk(ast.parse(FILES[name].read_text()))
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+    assert [each for each in named if each.endswith(VAGUE)] == []

@@ -1,0 +1,96 @@
+"""Which conntrack entries go when a key moves, and which stay.
+
+It must not talk to the kernel. The one idea: a key moves on a host with three addresses; the filters that follow.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from nfportd import flows
+from nfportd.flows import Moved, StaleFlows
+from nfportd.model import Endpoint, Key, Protocol
+from nfportd.notation import Family
+from tests.unit.reading import key
+
+OLD, NEW, OTHER = Endpoint("10.88.0.11", 80), Endpoint("10.88.0.12", 80), Endpoint("10.88.0.13", 80)
+LOCAL: list[tuple[Family, str]] = [(4, "127.0.0.1"), (4, "192.0.2.1"), (6, "2001:db8::1")]
+UDP = key(53, protocol="udp")
+UDP_ONE = key(53, "192.0.2.1", "udp")
+
+
+def stale(moved: Moved, elements: dict[Key, Endpoint] | None = None) -> set[StaleFlows]:
+    now = dict(elements or {})
+    if moved.after:
+        now[moved.key] = moved.after
+    found = list(flows.stale([moved], now.get, LOCAL))
+    assert len(found) == len(set(found)), "a filter twice"
+    return set(found)
+
+
+def entry(address: str | None, answered_by: Endpoint | None, protocol: str = "udp", port: int = 53) -> StaleFlows:
+    return StaleFlows(6 if ":" in (address or "") else 4, Protocol(protocol), address, port, answered_by)
+
+
+@pytest.mark.parametrize("protocol", ["udp", "sctp"])
+@pytest.mark.parametrize("after", [NEW, None])
+def test_flows_to_the_old_target_go(protocol: str, after: Endpoint | None) -> None:
+    moved = Moved(key(53, protocol=protocol), OLD, after, cut=False)
+
+    assert stale(moved) == {entry(None, OLD, protocol)}
+
+
+@pytest.mark.parametrize("after", [NEW, None])
+def test_flows_to_the_old_target_of_one_address_go(after: Endpoint | None) -> None:
+    assert stale(Moved(UDP_ONE, OLD, after, cut=False)) == {entry("192.0.2.1", OLD)}
+
+
+@pytest.mark.parametrize("address", [None, "192.0.2.1"])
+@pytest.mark.parametrize(("before", "after"), [(OLD, NEW), (OLD, None), (None, NEW)])
+def test_tcp_flows_end_by_themselves(address: str | None, before: Endpoint | None, after: Endpoint | None) -> None:
+    assert stale(Moved(key(80, address), before, after, cut=False)) == set()
+
+
+@pytest.mark.parametrize("after", [NEW, None])
+def test_tcp_flows_that_are_to_be_cut_go(after: Endpoint | None) -> None:
+    assert stale(Moved(key(80), OLD, after, cut=True)) == {entry(None, OLD, "tcp", 80)}
+
+
+def test_nothing_is_cut_where_there_was_no_target() -> None:
+    assert stale(Moved(key(80), None, NEW, cut=True)) == set()
+
+
+def test_a_key_that_appears_takes_over_what_this_host_or_anybody_answered() -> None:
+    assert stale(Moved(UDP, None, NEW, cut=False)) == {entry("127.0.0.1", None), entry("192.0.2.1", None)}
+
+
+def test_a_key_of_one_address_that_appears_takes_over_what_anybody_answered() -> None:
+    assert stale(Moved(UDP_ONE, None, NEW, cut=False)) == {entry("192.0.2.1", None)}
+
+
+def test_an_ipv6_key_that_appears_takes_over_on_ipv6_addresses() -> None:
+    moved = Moved(key(53, protocol="udp", family=6), None, Endpoint("fd88::12", 53), cut=False)
+
+    assert stale(moved) == {entry("2001:db8::1", None)}
+
+
+def test_a_wildcard_that_appears_leaves_alone_the_address_that_has_a_key_of_its_own() -> None:
+    assert stale(Moved(UDP, None, NEW, cut=False), {UDP_ONE: OTHER}) == {entry("127.0.0.1", None)}
+
+
+def test_flows_of_an_address_with_another_target_are_told_apart_by_who_answers() -> None:
+    assert stale(Moved(UDP, OLD, NEW, cut=False), {UDP_ONE: OTHER}) == {entry(None, OLD)}
+
+
+def test_flows_of_an_address_with_the_same_target_are_told_apart_by_the_address() -> None:
+    assert stale(Moved(UDP, OLD, NEW, cut=False), {UDP_ONE: OLD}) == {entry("127.0.0.1", OLD)}
+
+
+def test_a_key_of_one_address_that_goes_leaves_the_wildcards_flows_elsewhere_alone() -> None:
+    assert stale(Moved(UDP_ONE, OLD, None, cut=False), {UDP: OTHER}) == {entry("192.0.2.1", OLD)}
+
+
+def test_each_key_that_moved_is_looked_at() -> None:
+    moved = [Moved(key(port, protocol="udp"), OLD, NEW, cut=False) for port in (53, 54)]
+
+    assert {found.port for found in flows.stale(moved, lambda _: None, LOCAL)} == {53, 54}
