@@ -16,6 +16,9 @@ from nfportd import check, daemon, settings
 from nfportd.desired import Desired
 from nfportd.errors import EXIT_WRONG, InvalidInput, NotPossible
 
+CONFIG = Path("/etc/nfportd/nfportd.yaml")
+DROPINS = Path("/etc/nfportd.d")
+
 _PATH = click.Path(path_type=Path)
 _LEVELS = ["debug", "info", "warning", "error"]
 
@@ -24,14 +27,14 @@ _LEVELS = ["debug", "info", "warning", "error"]
 @click.option(
     "--config",
     type=_PATH,
-    default="/etc/nfportd/nfportd.yaml",
+    default=CONFIG,
     show_default=True,
     help="The daemon's settings.",
 )
 @click.option(
     "--dropins",
     type=_PATH,
-    default="/etc/nfportd.d",
+    default=DROPINS,
     show_default=True,
     help="Directory of mappings, *.yaml.",
 )

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import click
 
-from nfportd.__main__ import check_command
+from nfportd.__main__ import CONFIG, DROPINS, check_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="nfportd")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Ask and check nfportd."""
+    context.obj = (CONFIG, DROPINS)
 
 
 main.add_command(check_command)

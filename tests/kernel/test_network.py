@@ -225,3 +225,17 @@ def test_a_thousand_routes_that_change_are_no_burden(lab: Lab, start: Start) -> 
         assert daemon.objects("set")["onlink4"] == before
     finally:
         lab.host.batch("".join(f"route del {route}\n" for route in routes))
+
+
+def test_a_client_in_another_subnet_of_the_targets_segment(lab: Lab, start: Start) -> None:
+    """The LAN target has an address there too and would answer past the host."""
+    added = ((lab.host, "10.88.9.1", "up0"), (lab.client, "10.88.9.10", "eth0"), (lab.lan, "10.88.9.50", "eth0"))
+    for space, own, interface in added:
+        space.ip("addr", "add", f"{own}/24", "dev", interface)
+    try:
+        start({"web.yaml": web("lan")})
+        answer = soon(lambda: lab.client.ask("10.88.9.1", 8080, source="10.88.9.10", timeout=0.3), "lan")
+        assert (answer.target, answer.source) == ("lan", "192.0.2.1")
+    finally:
+        for space, own, interface in added:
+            space.ip("addr", "del", f"{own}/24", "dev", interface)

@@ -34,18 +34,22 @@ def elements(wishes: Wishes, links: AbstractMapping[str, str] | None = None) -> 
         found[name][parts] = (endpoint.address, endpoint.port)
         if mapping.masquerade == "always":
             found[f"always_{name}"][parts] = None
-    for address in targets(wishes):
-        covering = [
-            (ipaddress.ip_network(prefix), link)
-            for prefix, link in (links or {}).items()
-            if ipaddress.ip_address(address) in ipaddress.ip_network(prefix)
-        ]
-        for link in {link for _, link in covering}:
-            widest = min((net for net, of in covering if of == link), key=lambda net: net.prefixlen)
-            found[f"onlink{widest.version}"][(str(widest), link)] = None
+    for name, prefix, link in on_link(targets(wishes), links or {}):
+        found[name][prefix, link] = None
     return found
 
 
 def targets(wishes: Wishes) -> Iterable[str]:
     """Every address to which some mapping sends, in force or waiting."""
     return {target.address for mappings in wishes.values() for mapping in mappings for target in mapping.targets}
+
+
+def on_link(addresses: Iterable[str], links: AbstractMapping[str, str]) -> Iterable[tuple[str, str, str]]:
+    """All on-link prefixes of the links of these addresses, but for those inside a wider one of the same link."""
+    prefixes = [(ipaddress.ip_network(prefix), link) for prefix, link in links.items()]
+    for address in map(ipaddress.ip_address, addresses):
+        beside = {link for net, link in prefixes if address in net}
+        for net, link in prefixes:
+            wider = any(net != other and of == link and net.network_address in other for other, of in prefixes)
+            if link in beside and net.version == address.version and not wider:
+                yield f"onlink{net.version}", str(net), link

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from nfportd import desired, ruleset
-from nfportd.desired import ABSENT, Delta, Elements, Parts, Slot
+from nfportd.desired import ABSENT, Absent, Elements, Parts, Slot
 from nfportd.kernel.conntrack import Conntrack
 from nfportd.kernel.host import Host
 from nfportd.kernel.network import NetworkWatch
@@ -249,7 +249,7 @@ def test_a_clean_end_leaves_nothing(inside: Inside, tmp_path: Path) -> None:
     assert (host(), during == before) == (before, False)
 
 
-def everything(state: Elements) -> dict[Slot, Parts | None]:
+def everything(state: Elements) -> dict[Slot, Parts | Absent | None]:
     return {slot: state[slot.set][slot.key] for slot in desired.all_slots(state)}
 
 
@@ -257,8 +257,9 @@ def everything(state: Elements) -> dict[Slot, Parts | None]:
 @given(elements(), elements())
 def test_what_is_listed_is_what_was_written(inside: Inside, one: Elements, other: Elements) -> None:
     inside.space.nft("add table inet nfportd; delete table inet nfportd\n" + ruleset.skeleton(13))
-    inside.space.nft(ruleset.text(Delta({}, everything(one))))
-    inside.space.nft(ruleset.text(desired.delta(one, dict.fromkeys(everything(one), ABSENT) | everything(other))))
+    inside.space.nft(ruleset.text(desired.delta({}, everything(one))))
+    gone: dict[Slot, Parts | Absent | None] = dict.fromkeys(everything(one), ABSENT)
+    inside.space.nft(ruleset.text(desired.delta(one, gone | everything(other))))
 
     assert inside.elements() == other
     inside.space.nft("delete table inet nfportd")
@@ -271,7 +272,7 @@ def test_both_ways_of_running_nft_list_the_same(inside: Inside, one: Elements) -
         nft = Nft()
         try:
             await nft.run("add table inet nfportd; delete table inet nfportd\n" + ruleset.skeleton(13))
-            await nft.run(ruleset.text(Delta({}, everything(one))))
+            await nft.run(ruleset.text(desired.delta({}, everything(one))))
             found = await nft.list_table()
             await nft.run("delete table inet nfportd")
         finally:

@@ -241,16 +241,14 @@ def test_no_on_link_prefix_lies_in_another_of_its_link(network: Network, targets
 
 
 @MANY
-@given(networks, reached)
-def test_a_target_is_on_link_where_one_of_its_on_link_routes_says_so(network: Network, target: Reached) -> None:
-    slots = {need for need in Topology(network, [target]).needs if isinstance(need, Slot)}
-    covered = {
-        LINKS[route.interface - 1].name
-        for route in network.routes
-        if route.on_link
-        and route.family == target.family
-        and route.interface <= 3
-        and ipaddress.ip_address(target.address) in ipaddress.ip_network(route.prefix)
-    }
+@given(networks, st.lists(reached, max_size=3))
+def test_the_neighbours_of_targets_are_those_of_the_plain_model(network: Network, targets: list[Reached]) -> None:
+    slots = {need for need in Topology(network, targets).needs if isinstance(need, Slot)}
+    plain = {link.index: link.name for link in LINKS[:3]}
+    found = set[Slot]()
+    for index, name in plain.items():
+        links = {route.prefix: name for route in network.routes if route.on_link and route.interface == index}
+        addresses = {target.address for target in targets}
+        found |= {Slot(slot, (prefix, link)) for slot, prefix, link in model.on_link(addresses, links)}
 
-    assert {slot.key[1] for slot in slots} == covered
+    assert slots == found

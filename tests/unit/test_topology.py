@@ -52,8 +52,21 @@ def needs(network: Network, *targets: Reached) -> set[Need]:
             of(BRIDGE, route("10.88.0.11/32", VETH)),
             T1,
             {onlink("10.88.0.0/24"), onlink("10.88.0.11/32", VETH)},
-            id="every on-link prefix that covers it",
+            id="every link with a prefix that covers it",
         ),
+        pytest.param(
+            of(BRIDGE, route("192.0.2.0/24")),
+            T1,
+            {onlink("10.88.0.0/24"), onlink("192.0.2.0/24")},
+            id="every on-link prefix of such a link, for its neighbours are answered past us",
+        ),
+        pytest.param(
+            of(BRIDGE, route("fd88::/64"), route("192.0.2.0/24", on_link=False)),
+            T1,
+            {onlink("10.88.0.0/24")},
+            id="but not those of the other family or behind a gateway",
+        ),
+        pytest.param(of(route("fd88::/64"), route("fe80::/64")), SIX, {onlink("fd88::/64")}, id="nor link-local ones"),
         pytest.param(
             of(BRIDGE, route("10.88.0.0/28", UP0, on_link=False)),
             T1,
@@ -66,7 +79,9 @@ def needs(network: Network, *targets: Reached) -> set[Need]:
             {onlink("10.88.0.0/16")},
             id="of nested prefixes on one link the widest, for the kernel refuses an interval inside another",
         ),
-        pytest.param(of(BRIDGE, route("10.88.1.0/24", VETH)), T1, {onlink("10.88.0.0/24")}, id="others do not count"),
+        pytest.param(
+            of(BRIDGE, route("10.88.1.0/24", VETH)), T1, {onlink("10.88.0.0/24")}, id="other links do not count"
+        ),
         pytest.param(
             of(BRIDGE, route("10.88.0.0/24", VETH, metric=100)),
             T1,
