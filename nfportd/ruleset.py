@@ -280,12 +280,21 @@ def _elements(name: str, listed: dict[str, Any], counters: dict[Slot, int]) -> I
 
 
 def _parts(listed: Any) -> Parts:
-    return tuple(p if isinstance(p, str | int) else json.dumps(p) for p in listed["concat"])
+    return tuple(map(_part, listed["concat"]))
+
+
+def _part(listed: Any) -> str | int:
+    if isinstance(listed, str) and "." in listed and ":" in listed:
+        # inet_ntop writes an IPv6 address that begins with 96 zero bits with an IPv4 tail, Python does not.
+        return str(ipaddress.ip_address(listed))
+    return listed if isinstance(listed, str | int) else json.dumps(listed)
 
 
 def _prefix(listed: Any) -> str:
     """A prefix in the form of str(ip_network): nft lists one of full length as an address."""
     if isinstance(listed, dict):
-        inside = listed.get("prefix")
-        return f"{inside['addr']}/{inside['len']}" if inside else json.dumps(listed)
+        if inside := listed.get("prefix"):
+            return str(ipaddress.ip_network(f"{inside['addr']}/{inside['len']}", strict=False))
+        # Somebody else's: we write prefixes only.
+        return "-".join(listed["range"]) if "range" in listed else json.dumps(listed)
     return str(ipaddress.ip_network(listed))

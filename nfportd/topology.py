@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Set as AbstractSet
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from nfportd.desired import Reached, Slot
 from nfportd.notation import FAMILIES, Family
@@ -53,20 +52,23 @@ class Network:
     addresses: frozenset[tuple[Family, str]] = frozenset()
 
 
-class Loopback(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Loopback:
     """A link that must take answers to the host's loopback addresses of one family."""
 
     family: Family
     link: Link
 
 
-class Forward(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Forward:
     """A family that must be forwarded."""
 
     family: Family
 
 
-class Unreached(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Unreached:
     """A target to which no route leads."""
 
     address: str
@@ -99,6 +101,14 @@ class _Table:
                 yield routes
 
 
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """The neighbours of a target on a link; counted as one need, however many prefixes they have."""
+
+    family: Family
+    link: Link
+
+
 class Topology:
     """What the targets in use ask of the host, by one snapshot of its network.
 
@@ -110,18 +120,28 @@ class Topology:
         self._links = {link.index: link for link in network.links if _PLAIN_NAME.fullmatch(link.name)}
         self._tables = {f: _Table(r for r in network.routes if r.family == f) for f in FAMILIES}
         self._neighbours = _neighbours(network.routes)
-        self._needs: Counter[Need] = Counter()
+        self._needs: Counter[Need | _Beside] = Counter()
+        self._listed: set[Need] | None = None
         for target in targets:
             self.add(target)
 
     @property
     def needs(self) -> AbstractSet[Need]:
         """Everything that is needed now."""
-        return self._needs.keys()
+        if self._listed is None:
+            beside = {need for need in self._needs if isinstance(need, _Beside)}
+            self._listed = {need for need in self._needs if not isinstance(need, _Beside)}
+            for each in beside:
+                prefixes = self._neighbours[each.family, each.link.index]
+                self._listed |= {Slot(f"onlink{each.family}", (prefix, each.link.name)) for prefix in prefixes}
+        return self._listed
 
     def add(self, target: Reached) -> None:
         """Count what a target needs."""
-        self._needs.update(self._of(target))
+        for need in self._of(target):
+            self._needs[need] += 1
+            if self._needs[need] == 1:
+                self._listed = None
 
     def remove(self, target: Reached) -> None:
         """Let go what a target needed."""
@@ -129,10 +149,11 @@ class Topology:
             self._needs[need] -= 1
             if not self._needs[need]:
                 del self._needs[need]
+                self._listed = None
 
-    def _of(self, target: Reached) -> set[Need]:
+    def _of(self, target: Reached) -> set[Need | _Beside]:
         covering = list(self._tables[target.family].covering(target.address))
-        needs: set[Need] = {Forward(target.family)}
+        needs: set[Need | _Beside] = {Forward(target.family)}
         if not covering:
             return needs | {Unreached(target.address)}
         if target.loopback:
@@ -140,31 +161,27 @@ class Topology:
             paths = {self._links.get(r.interface) for r in covering[0] if r.metric == best}
             needs |= {Loopback(target.family, link) for link in paths if link and link.name != "lo"}
         beside = {r.interface for routes in covering for r in routes if r.on_link and r.interface in self._links}
-        for index in beside:
-            needs |= {
-                Slot(f"onlink{target.family}", (p, self._links[index].name))
-                for p in self._neighbours[target.family, index]
-            }
-        return needs
+        return needs | {_Beside(target.family, self._links[index]) for index in beside}
 
 
-def _neighbours(routes: Iterable[Route]) -> dict[tuple[Family, int], set[str]]:
+def _neighbours(routes: Iterable[Route]) -> dict[tuple[Family, int], list[str]]:
     """The on-link prefixes of each link: whoever shares a link with a target may be answered past us.
 
     Without prefixes inside others, which an interval set refuses, and link-local ones, which are never forwarded.
     """
-    prefixes: dict[tuple[Family, int], set[str]] = {}
-    for route in sorted(routes, key=lambda each: int(each.prefix.partition("/")[2])):
-        network = ipaddress.ip_network(route.prefix)
-        if route.on_link and not network.is_link_local:
-            known = prefixes.setdefault((route.family, route.interface), set())
-            if not any(_within(network, other) for other in known):
-                known.add(route.prefix)
+    prefixes: dict[tuple[Family, int], list[str]] = {}
+    known: dict[tuple[Family, int], dict[int, set[int]]] = {}
+    networks = [(ipaddress.ip_network(route.prefix), route) for route in routes if route.on_link]
+    for network, route in sorted(networks, key=lambda each: each[0].prefixlen):
+        if network.is_link_local:
+            continue
+        link = (route.family, route.interface)
+        by_length = known.setdefault(link, {})
+        number, width = int(network.network_address), network.max_prefixlen
+        if not any(number >> (width - length) in heads for length, heads in by_length.items()):
+            by_length.setdefault(network.prefixlen, set()).add(number >> (width - network.prefixlen))
+            prefixes.setdefault(link, []).append(route.prefix)
     return prefixes
-
-
-def _within(network: ipaddress.IPv4Network | ipaddress.IPv6Network, other: str) -> bool:
-    return network.network_address in ipaddress.ip_network(other)
 
 
 def odd_names(network: Network) -> list[str]:
