@@ -8,7 +8,8 @@ SHELL := /bin/bash
 PYTHON := /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := ca-certificates nftables python3-nftables python3-venv python3-systemd python3-yaml \
+# netbase has /etc/protocols, without which nft lists tcp as 6.
+PACKAGES := ca-certificates netbase nftables python3-nftables python3-venv python3-systemd python3-yaml \
             iproute2 conntrack procps
 # For example: make test PYTEST_ARGS='-k hairpin -x'
 PYTEST_ARGS :=

@@ -7,7 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 ROOT=$(realpath -m "${TRIXIE_ROOT:-build/trixie}")
-PACKAGES=python3,python3-venv,python3-nftables,python3-systemd,python3-yaml,nftables,iproute2,conntrack,procps
+PACKAGES=netbase,python3,python3-venv,python3-nftables,python3-systemd,python3-yaml
+PACKAGES+=,nftables,iproute2,conntrack,procps
 PATH=$PATH:/usr/sbin:/sbin
 
 # The mirrors from which this system installs its own release: apt itself reads its sources, of either format.

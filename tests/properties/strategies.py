@@ -78,7 +78,9 @@ _ADDRESS = {
     "4": st.integers(1, 2**32 - 1).map(lambda n: str(ipaddress.IPv4Address(n))),
     "6": st.one_of(
         st.integers(1, 2**128 - 1).map(lambda n: str(ipaddress.IPv6Address(n))),
-        st.sampled_from(["::1", "::ffff:192.0.2.1", "::192.0.2.1", "fe80::1", "2001:db8::", "1:0:2::", "::2:0:0:1"]),
+        st.sampled_from(
+            ["::1", "::ffff:192.0.2.1", "::192.0.2.1", "fe80::1", "2001:db8::", "1:0:2::", "::2:0:0:1"]
+        ).map(lambda text: str(ipaddress.ip_address(text))),
     ),
 }
 _NAME = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}", fullmatch=True) | st.sampled_from(
