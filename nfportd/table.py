@@ -62,9 +62,10 @@ class Table:
                 _log.info("made table inet %s%s", ruleset.TABLE, ", owned" if can_own else "")
                 return
             self._flags = found.flags
-            if "owner" in found.flags:
-                # Only its owner may write to the table, so it is taken over before anything else.
-                await self._nft.run(ruleset.empty_table(found.flags))
+            if can_own and "persist" in found.flags:
+                # The kernel takes the flag owner away when an owner ends; so nobody else writes from here on.
+                self._flags = ruleset.OWNED
+                await self._nft.run(ruleset.empty_table(ruleset.OWNED))
             self._take_over(found)
             if self._prologue and not ruleset.sets_to_replace(found):
                 # The same order; only sets that are made anew wait for the delta that fills them.
@@ -74,7 +75,7 @@ class Table:
         count = sum(map(len, found.elements.values()))
         how = "; its sets are of another version and are made anew" if self._prologue else ""
         _log.info("adopted table inet %s with %d elements%s", ruleset.TABLE, count, how)
-        if can_own and "owner" not in found.flags:
+        if can_own and "persist" not in found.flags:
             _log.info("the table keeps having no owner; it gets one when it is made anew, after a stop")
 
     def _take_over(self, found: ruleset.Listed) -> None:
