@@ -35,8 +35,9 @@ class Nft:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="nft")
 
     def close(self) -> None:
-        """End the thread. The context, and with it the ownership of the table, ends with the process."""
+        """End the thread, and give up the table's ownership with the context's socket."""
         self._thread.shutdown()
+        del self._nft
 
     async def run(self, text: str) -> None:
         """Run nft text as one transaction. Raises KernelRefused with nft's words; then nothing of it is in force."""

@@ -152,7 +152,7 @@ def test_a_start_that_changes_nothing_writes_nothing(lab: Lab, start: Start) -> 
 
 
 def without_owner(ruleset: str) -> str:
-    return re.sub(r" *(flags (owner|persist).*|# progname .*)", "", ruleset)
+    return re.sub(r" *(flags (owner|persist).*|progname .*)", "", ruleset)
 
 
 @pytest.mark.parametrize("kills", [0, 1])
