@@ -207,6 +207,11 @@ def test_the_table_is_what_is_wished_after_every_step(
         life.end(clean=True)
 
 
+def body(listing: str) -> list[str]:
+    """A table's lines in any order, without those that say who owns it: a live table cannot be given an owner."""
+    return sorted(line for line in listing.splitlines() if "flags owner" not in line and not line.startswith("table "))
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_each_damage_is_repaired_by_a_restart(inside: Inside, tmp_path: Path, damage: str) -> None:
     life = Life(inside, tmp_path)
@@ -219,7 +224,7 @@ def test_each_damage_is_repaired_by_a_restart(inside: Inside, tmp_path: Path, da
         life.wish({OWNERS[0]: WEB})
 
         repaired = inside.space.run(["nft", "-s", "list", "table", "inet", "nfportd"]).stdout
-        assert sorted(repaired.splitlines()) == sorted(sound.splitlines())
+        assert body(repaired) == body(sound)
     finally:
         life.end(clean=True)
 
