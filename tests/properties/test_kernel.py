@@ -209,7 +209,8 @@ def test_the_table_is_what_is_wished_after_every_step(
 
 def body(listing: str) -> list[str]:
     """A table's lines in any order, without those that say who owns it: a live table cannot be given an owner."""
-    return sorted(line for line in listing.splitlines() if "flags owner" not in line and not line.startswith("table "))
+    lines = filter(None, listing.splitlines())
+    return sorted(line for line in lines if "flags owner" not in line and not line.startswith("table "))
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
