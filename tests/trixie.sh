@@ -79,7 +79,7 @@ in_root() {
 
 # pdeathsig: `unshare --fork` itself ignores SIGTERM.
 in_namespaces() {
-    setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child --net "$0" "$@"
+    setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child --net tests/trixie.sh "$@"
 }
 
 case ${1-} in
