@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # netbase has /etc/protocols, without which nft lists tcp as 6.
 PACKAGES := ca-certificates netbase nftables python3-nftables python3-venv python3-systemd python3-yaml \
-            iproute2 conntrack procps
+            iproute2 conntrack procps curl
 # For example: make test PYTEST_ARGS='-k hairpin -x'
 PYTEST_ARGS :=
 

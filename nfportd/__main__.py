@@ -39,23 +39,29 @@ _LEVELS = ["debug", "info", "warning", "error"]
     help="Directory of mappings, *.yaml.",
 )
 @click.option("--run-dir", type=_PATH, default="/run/nfportd", show_default=True, help="What must survive a crash.")
+@click.option(
+    "--state-dir", type=_PATH, default="/var/lib/nfportd", show_default=True, help="What must survive a reboot."
+)
+@click.option("--socket", type=_PATH, help="Where the API listens.  [default: nfportd.sock in the run directory]")
 @click.option("--log-level", type=click.Choice(_LEVELS), default="info", show_default=True)
 @click.version_option(package_name="nfportd")
 @click.pass_context
-def main(context: click.Context, config: Path, dropins: Path, run_dir: Path, log_level: str) -> None:
+def main(context: click.Context, /, log_level: str, **places: Path) -> None:
     """Publish host ports: forward them to containers, VMs and LAN hosts by one nftables table.
 
     Runs in the foreground. SIGHUP reads all drop-ins again; SIGTERM stops and removes what was set, unless the
     settings say `on_stop: keep`. Several daemons may run in different network namespaces, each with its --run-dir.
     """
-    context.obj = (config, dropins)
+    config = places.pop("config")
+    places["socket"] = places["socket"] or places["run_dir"] / "nfportd.sock"
+    context.obj = (config, places["dropins"])
     if context.invoked_subcommand:
         return
     logging.basicConfig(level=log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr)
     # Its debug log repeats every netlink message.
     logging.getLogger("pyroute2").setLevel(logging.WARNING)
     try:
-        asyncio.run(daemon.serve(daemon.Paths(dropins, run_dir), settings.load(config)))
+        asyncio.run(daemon.serve(daemon.Paths(**places), settings.load(config)))
     except (InvalidInput, NotPossible, OSError) as error:
         for line in str(error).splitlines():
             logging.getLogger("nfportd").error("%s", line)

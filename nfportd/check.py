@@ -63,7 +63,7 @@ async def kernel_refuses(desired: Desired, mark_bit: int) -> str | None:
         flags = ("dormant",)
         if why := await nft.allows(ruleset.empty_table(flags, _SCRATCH)):
             raise NotPossible(why)
-        elements = ruleset.text(delta({}, desired.wanted(desired.claimed())), _SCRATCH)
+        elements = ruleset.text(delta({}, desired.wanted_of_all()), _SCRATCH)
         return await nft.allows(ruleset.skeleton(mark_bit, flags, _SCRATCH) + elements)
     finally:
         nft.close()

@@ -1,21 +1,205 @@
-"""The command `nfportctl`, for people at a terminal.
+"""The command `nfportctl`, for people at a terminal: what asks, and how errors end.
 
-Must not reach past the programs' own modules. The one idea: it grows with what the daemon answers to.
+Must not reach past the API (but for `check`, which works without the daemon). The one idea: every command is one
+question to the daemon and one way to print its answer; errors become sentences and an exit status in one place.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import NoReturn
+
 import click
+from click.shell_completion import get_completion_class
 
-from nfportd.__main__ import CONFIG, DROPINS, check_command
+from nfportd import changes, printing
+from nfportd.client import DEFAULT_SOCKET, Client, Json, NotReachable, Problem
+from nfportd.errors import EXIT_WRONG, NfportdError
+
+EXIT_UNREACHABLE = 3
+EXIT_REFUSED = 4
+#: What is not here has EXIT_WRONG.
+_EXITS = {"denied": EXIT_REFUSED, "conflict": EXIT_REFUSED, "port-in-use": EXIT_REFUSED, "busy": EXIT_UNREACHABLE}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def _fail(lines: Iterable[str], status: int) -> NoReturn:
+    for number, line in enumerate(lines):
+        click.echo(line if number else printing.coloured(f"nfportctl: {line}", "red"), err=True)
+    sys.exit(status)
+
+
+class _Commands(click.Group):
+    """All commands. `check` brings all of the daemon with it and is loaded when it is called."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), "check"])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name == "check":
+            from nfportd.__main__ import check_command  # noqa: PLC0415
+
+            return check_command
+        return super().get_command(context, name)
+
+    def invoke(self, context: click.Context) -> object:
+        try:
+            return super().invoke(context)
+        except Problem as problem:
+            _fail(printing.problem(problem), _EXITS.get(problem.name, EXIT_WRONG))
+        except NotReachable as error:
+            _fail([str(error)], EXIT_UNREACHABLE)
+        except NfportdError as error:
+            _fail(str(error).splitlines(), EXIT_WRONG)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--socket",
+    envvar="NFPORTD_SOCKET",
+    default=DEFAULT_SOCKET,
+    show_default=True,
+    show_envvar=True,
+    help="The daemon's.",
+)
 @click.version_option(package_name="nfportd")
 @click.pass_context
-def main(context: click.Context) -> None:
-    """Ask and check nfportd."""
-    context.obj = (CONFIG, DROPINS)
+def main(context: click.Context, socket: str) -> None:
+    """Ask nfportd, and publish ports through it.
+
+    Exit status: 0 done, 1 the input or the state is wrong, 2 wrong usage, 3 the daemon does not answer, 4 refused
+    (another owner or a process has the port, or access is denied).
+    """
+    if os.environ.get("NO_COLOR"):
+        context.color = False
+    if context.invoked_subcommand == "check":
+        from nfportd.__main__ import CONFIG, DROPINS  # noqa: PLC0415
+
+        context.obj = (CONFIG, DROPINS)
+    else:
+        context.obj = context.with_resource(Client(socket))
 
 
-main.add_command(check_command)
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
+
+def _print_json(found: Json) -> None:
+    click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="The API's answer as it is.")
+
+
+@main.command("list")
+@click.option("--owner", shell_complete=changes.complete_owner, help="Of this owner only.")
+@click.option("--port", type=click.IntRange(1, 65535), help="That listen on this port only.")
+@click.option("--protocol", type=click.Choice(changes.PROTOCOLS), help="Of this protocol only.")
+@_as_json
+@click.pass_obj
+def list_command(client: Client, owner: str | None, port: int | None, protocol: str | None, as_json: bool) -> None:
+    """List the mappings of all owners, with the connections that they have accepted."""
+    found = client.get("/v1/mappings", owner=owner, port=port, protocol=protocol, counters=True)
+    if as_json:
+        _print_json(found)
+        return
+    _print(printing.mappings(found["mappings"], datetime.now(UTC)))
+
+
+@main.command()
+@click.argument("owner", shell_complete=changes.complete_owner)
+@_as_json
+@click.pass_obj
+def show(client: Client, owner: str, as_json: bool) -> None:
+    """Show one owner and its mappings."""
+    found = client.owner(owner)
+    if found is None:
+        raise changes.nothing_of(owner)
+    if as_json:
+        _print_json(found)
+    else:
+        _print(printing.owner(found, datetime.now(UTC)))
+
+
+@main.command()
+@click.argument("prefix", required=False)
+@_as_json
+@click.pass_obj
+def owners(client: Client, prefix: str | None, as_json: bool) -> None:
+    """List the owners whose name begins with PREFIX, or all."""
+    found = client.get("/v1/owners", prefix=prefix)
+    if as_json:
+        _print_json(found)
+    else:
+        _print(printing.owners(found["owners"], datetime.now(UTC)))
+
+
+@main.command()
+@_as_json
+@click.pass_obj
+def status(client: Client, as_json: bool) -> None:
+    """Show what the daemon holds and what is wrong.
+
+    Exit status 1 where a mapping is not in force or a drop-in is broken.
+    """
+    found = client.get("/v1/status")
+    if as_json:
+        _print_json(found)
+    else:
+        _print(printing.status(found, datetime.now(UTC)))
+    if found["conflicts"] or found["refused"] or any(found["files"].values()):
+        sys.exit(EXIT_WRONG)
+
+
+@main.command()
+@click.option("--since", type=click.IntRange(0), help="Begin after this event; 0: with the oldest that is known.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, as the API sends them.")
+@click.pass_obj
+def events(client: Client, since: int | None, as_json: bool) -> None:
+    """Follow what happens, until interrupted."""
+    last: Json = {}
+    try:
+        for line in client.events(since):
+            last = json.loads(line)
+            click.echo(line if as_json else printing.event(last))
+    except KeyboardInterrupt:
+        return
+    again = f"; go on with --since {last['seq']}" if last else ""
+    raise NotReachable(f"{client.path}: the daemon ended the stream{again}")
+
+
+@main.command()
+@_as_json
+@click.pass_obj
+def reload(client: Client, as_json: bool) -> None:
+    """Have the daemon read all drop-ins again. Exit status 1 where one is broken."""
+    found = client.request("POST", "/v1/reload")
+    errors: list[object] = found["errors"]
+    if as_json:
+        _print_json(found)
+    elif not errors:
+        click.echo("all drop-ins read again: no errors")
+    for error in [] if as_json else errors:
+        click.echo(printing.printable(error), err=True)
+    if errors:
+        sys.exit(EXIT_WRONG)
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete nfportctl's commands.
+
+    For bash: nfportctl completion bash > /etc/bash_completion.d/nfportctl
+    """
+    complete = get_completion_class(shell)
+    assert complete is not None
+    click.echo(complete(main, {}, "nfportctl", "_NFPORTCTL_COMPLETE").source())
+
+
+for _command in (changes.add, changes.remove, changes.apply):
+    main.add_command(_command)

@@ -1,4 +1,4 @@
-"""The daemon: wires sources, reconciler and kernel together, and answers signals.
+"""The daemon: wires sources, reconciler, API and kernel together, and answers signals.
 
 Must not decide anything about mappings. The one idea: every task that ends unexpectedly ends the process; a new one
 adopts the table, and forwarding goes on meanwhile.
@@ -9,28 +9,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import grp
 import logging
 import os
+import resource
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiohttp import web
 from systemd import daemon as systemd
 
+from nfportd.access import Access
+from nfportd.api import openapi
+from nfportd.api.routes import Routes, Services
+from nfportd.api.server import Server, application
+from nfportd.api.views import Views
 from nfportd.errors import NotPossible
 from nfportd.kernel.conntrack import Conntrack
 from nfportd.kernel.host import Host
 from nfportd.kernel.network import NetworkWatch
 from nfportd.kernel.nft import Nft
+from nfportd.kernel.ports import LocalPorts
 from nfportd.kernel.sysctl import Sysctls
-from nfportd.model import Key
-from nfportd.reconciler import Outcome, Reconciler
+from nfportd.reconciler import Kernel, Reconciler
+from nfportd.register import Register
+from nfportd.service import Service
 from nfportd.settings import Settings
-from nfportd.sources import watch
+from nfportd.sources import recovery, watch
 from nfportd.sources.dropins import DropIns
+from nfportd.sources.store import Store
 from nfportd.table import Table
+from nfportd.wishes import Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -41,46 +53,72 @@ class Paths:
 
     dropins: Path
     run_dir: Path
+    state_dir: Path
+    socket: Path
 
 
 async def serve(paths: Paths, settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises NotPossible where the host cannot do it."""
+    # Clients that connect and say nothing must not use up what the store and nft need.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with _only_one(paths.run_dir):
-        network, nft, conntrack = NetworkWatch(), Nft(), Conntrack()
-        sysctls = Sysctls(paths.run_dir / "sysctls.json", manage=settings.manage_sysctls)
-        table, host = Table(nft, settings.mark_bit), Host(network, sysctls)
-        reconciler = Reconciler(table, network, conntrack, host)
-        dropins = DropIns(paths.dropins, paths.run_dir / "last-good")
-        try:
-            await table.adopt()
-            await _work(reconciler, dropins)
-            systemd.notify("STOPPING=1")
-            if settings.on_stop == "remove":
-                # The loopback guard goes last.
-                await host.release()
-                await table.delete()
-            else:
-                _log.info("stays in force (on_stop: keep): table inet nfportd, %s", await host.report())
-        finally:
-            conntrack.close()
-            network.close()
-            nft.close()
+        nft = Nft()
+        async with _kernel(paths, settings, nft) as kernel:
+            store = Store(paths.run_dir / "mappings.db", paths.state_dir / "mappings.db")
+            try:
+                await kernel.table.adopt()
+                await _work(kernel, nft, store, paths, settings)
+                systemd.notify("STOPPING=1")
+                await _stop(kernel, settings)
+            finally:
+                store.close()
 
 
-async def _work(reconciler: Reconciler, dropins: DropIns) -> None:
+@contextlib.asynccontextmanager
+async def _kernel(paths: Paths, settings: Settings, nft: Nft) -> AsyncIterator[Kernel]:
+    network, conntrack, ports = NetworkWatch(), Conntrack(), LocalPorts()
+    sysctls = Sysctls(paths.run_dir / "sysctls.json", manage=settings.manage_sysctls)
+    try:
+        yield Kernel(Table(nft, settings.mark_bit), network, conntrack, Host(network, sysctls), ports)
+    finally:
+        ports.close()
+        conntrack.close()
+        network.close()
+        nft.close()
+
+
+async def _stop(kernel: Kernel, settings: Settings) -> None:
+    if settings.on_stop == "keep":
+        _log.info("stays in force (on_stop: keep): table inet nfportd, %s", await kernel.host.report())
+        return
+    # The loopback guard goes last.
+    await kernel.host.release()
+    await kernel.table.delete()
+
+
+async def _work(kernel: Kernel, nft: Nft, store: Store, paths: Paths, settings: Settings) -> None:
     stop, reread = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reread.set)
-    source = _Source(reconciler, dropins)
+    register = Register()
+    dropins = DropIns(paths.dropins, paths.run_dir / "last-good")
+    service = Service(register, kernel, nft, dropins)
+    reconciler = service.reconciler = Reconciler(register, kernel, store, service.notices)
+    promised = await recovery.promised(store, kernel.table.elements)
+    source = _Source(reconciler, dropins, service, promised)
+    server = Server(_application(reconciler, service, source, settings), paths.socket, settings.group)
     tasks = [
         asyncio.create_task(reconciler.run(), name="reconciler"),
-        asyncio.create_task(source.follow_files(), name="drop-ins"),
+        asyncio.create_task(source.follow_files(server), name="drop-ins"),
         asyncio.create_task(source.follow_signal(reread), name="SIGHUP"),
         asyncio.create_task(stop.wait(), name="stop"),
     ]
     done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    service.close()
+    await server.stop()
     for task in rest:
         task.cancel()
     await asyncio.gather(*rest, return_exceptions=True)
@@ -89,16 +127,39 @@ async def _work(reconciler: Reconciler, dropins: DropIns) -> None:
         task.result()
 
 
-class _Source:
-    """Carries what the drop-ins wish to the reconciler."""
+def _application(reconciler: Reconciler, service: Service, source: _Source, settings: Settings) -> web.Application:
+    gids = frozenset[int]()
+    with contextlib.suppress(KeyError):
+        gids = frozenset({grp.getgrnam(settings.group).gr_gid})
+    access = Access(settings.access, frozenset({0, os.geteuid()}), gids)
+    services = Services(
+        reconciler=reconciler,
+        views=Views(reconciler),
+        access=access,
+        events=service.events,
+        counters=service.counters,
+        status=service.status,
+        reload=source.reload,
+        follow=service.follow,
+        incarnation=service.incarnation,
+        metrics=service.render,
+        openapi=openapi.document,
+    )
+    return application(Routes(services).table(), access)
 
-    def __init__(self, reconciler: Reconciler, dropins: DropIns) -> None:
+
+class _Source:
+    """Carries what the store and the drop-ins wish to the reconciler."""
+
+    def __init__(self, reconciler: Reconciler, dropins: DropIns, service: Service, promised: recovery.Promised) -> None:
         self._reconciler = reconciler
         self._dropins = dropins
+        self._service = service
+        self._promised = promised
         self._turn = asyncio.Lock()
 
-    async def follow_files(self) -> None:
-        """Bring the files into force, say that we are ready, then follow their changes."""
+    async def follow_files(self, server: Server) -> None:
+        """Bring everything into force, say that we are ready, then follow the files' changes."""
         if not self._dropins.directory.is_dir():
             _log.warning("%s does not exist; mappings are read as soon as it does", self._dropins.directory)
         ready = False
@@ -106,7 +167,9 @@ class _Source:
             await self._take(names, ", ".join(sorted(names)) if names else "all files")
             if not ready:
                 ready = True
-                _log.info("ready: %d mappings from %s", self._reconciler.mappings, self._dropins.directory)
+                await server.start()
+                count = self._reconciler.register.desired.count()
+                _log.info("ready: %d mappings, drop-ins from %s", count, self._dropins.directory)
                 systemd.notify("READY=1")
 
     async def follow_signal(self, reread: asyncio.Event) -> None:
@@ -115,22 +178,37 @@ class _Source:
             reread.clear()
             await self._take(None, "all files (SIGHUP)")
 
+    async def reload(self) -> list[str]:
+        """Read everything anew; return what is wrong in the files."""
+        await self._take(None, "all files (API)")
+        return [str(problem) for problems in self._dropins.problems.values() for problem in problems]
+
     async def _take(self, names: watch.Names, what: str) -> None:
         async with self._turn:
             started = time.monotonic()
-            wishes = await asyncio.to_thread(self._dropins.changes, names)
-            outcome = await self._reconciler.replace(wishes)
-        _say(what, outcome, time.monotonic() - started)
+            wished = await asyncio.to_thread(self._dropins.changes, names)
+            promised, self._promised = self._promised, recovery.NONE
+            outcome = await self._reconciler.fulfil(promised.wish(recovery.contents(wished)))
+            for owner, held in promised.held.items():
+                self._service.follow(owner, held.content)
+        self._service.notices.reload(what)
+        self._say(what, outcome, time.monotonic() - started)
 
-
-def _say(what: str, outcome: Outcome, seconds: float) -> None:
-    for claim, holder, keys in outcome.waiting:
-        _log.warning("%s waits for %s, held by %s", claim, _some(keys), holder)
-    _log.info("applied: %s: +%d -%d elements in %.1f ms", what, outcome.added, outcome.removed, seconds * 1000)
-
-
-def _some(keys: list[Key]) -> str:
-    return f"{keys[0]}" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
+    def _say(self, what: str, outcome: Outcome, seconds: float) -> None:
+        for each in outcome.waiting:
+            more = f" and {len(each.keys) - 1} more" if len(each.keys) > 1 else ""
+            _log.warning("%s waits for %s%s, held by %s", each.claim, each.keys[0], more, each.holder)
+        for key, (address, process) in outcome.blocked.items():
+            who = f"{process[1]} (pid {process[0]})" if process else "a process of this host"
+            _log.error(
+                "%s of %s is not in force: %s listens on %s; stop it, or set shadow_listener: true",
+                key,
+                self._reconciler.register.desired.holder(key),
+                who,
+                address,
+            )
+        added, removed = self._reconciler.elements_added, self._reconciler.elements_removed
+        _log.info("applied: %s: +%d -%d elements in %.1f ms", what, added, removed, seconds * 1000)
 
 
 @contextlib.contextmanager

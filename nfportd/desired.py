@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping as AbstractMapping
+from collections.abc import Iterable, Iterator, Mapping as AbstractMapping, Set as AbstractSet
 from enum import Enum
 from typing import NamedTuple
 
-from nfportd.model import Endpoint, Key, Mapping, Protocol
+from nfportd.model import Blocker, Endpoint, Key, Mapping, Protocol
 from nfportd.notation import FAMILIES, Family
+
+#: The owner of elements that were found in the kernel when the store that knew their owners was lost.
+RECOVERED = "recovered:store"
 
 #: The parts of an element's key or value as nft writes them: `("192.0.2.1", "tcp", 80)`.
 Parts = tuple[str | int, ...]
@@ -62,9 +65,10 @@ class Claim(NamedTuple):
         return f"mapping {self.mapping} ({self.owner}{place})"
 
     @property
-    def order(self) -> tuple[str, int]:
-        """Owners in the order of their names, as their files are read; then the order within the file."""
-        return (self.owner, self.line)
+    def order(self) -> tuple[int, str, int]:
+        """Owners that were promised their keys, then files by name and line, then what was found without an owner."""
+        rank = 1 if self.owner.startswith("file:") else 2 if self.owner == RECOVERED else 0
+        return (rank, self.owner, self.line)
 
 
 #: Keys that a change touches, each with the claim that held it before.
@@ -88,6 +92,10 @@ class Desired:
         self._claims: dict[Key, Claim | tuple[Claim, ...]] = {}
         self._reached: Counter[Reached] = Counter()
         self._reached_since: dict[Reached, bool] = {}
+        #: Keys with more than one claim.
+        self.contested: set[Key] = set()
+        #: Keys that stay out of the kernel because a process of this host listens there, with who it is.
+        self.blocked: dict[Key, Blocker] = {}
 
     def replace(self, owner: str, mappings: AbstractMapping[Mapping, int]) -> Touched:
         """Make `mappings` (with their lines) all that the owner claims; return the keys that this touches."""
@@ -116,6 +124,7 @@ class Desired:
                 ordered = list(others)
                 bisect.insort(ordered, claim, key=lambda c: c.order)
                 self._claims[key] = tuple(ordered)
+                self.contested.add(key)
             else:
                 self._claims[key] = claim
             reached = Reached(key.family, endpoint.address, key.takes_loopback)
@@ -132,11 +141,19 @@ class Desired:
                 self._claims[key] = others[0] if len(others) == 1 else others
             else:
                 del self._claims[key]
+            if len(others) < 2:
+                self.contested.discard(key)
             reached = Reached(key.family, endpoint.address, key.takes_loopback)
             self._reached[reached] -= 1
             if not self._reached[reached]:
                 del self._reached[reached]
                 self._note(reached, used=False)
+
+    def block(self, among: AbstractSet[Key], blockers: AbstractMapping[Key, Blocker]) -> None:
+        """Keep out of the kernel, of the keys `among`, exactly those that have a blocker."""
+        for key in among & self.blocked.keys():
+            del self.blocked[key]
+        self.blocked |= blockers
 
     def _note(self, reached: Reached, *, used: bool) -> None:
         if self._reached_since.get(reached, used) != used:
@@ -186,22 +203,33 @@ class Desired:
                 waiting.setdefault(claim, []).append(key)
         return waiting
 
+    def __len__(self) -> int:
+        return len(self._claims)
+
     def count(self) -> int:
         """How many mappings there are."""
         return sum(len(mappings) for mappings in self._owners.values())
 
-    def wanted(self, keys: Iterable[Key]) -> dict[Slot, Parts | Absent | None]:
-        """What should be in every slot of these keys."""
+    def wanted(self, touched: AbstractMapping[Key, Claim | None]) -> dict[Slot, Parts | Absent | None]:
+        """What should be in the slots of these keys: in those of the claim that held each before, and of its holder."""
         wanted: dict[Slot, Parts | Absent | None] = {}
-        for key in keys:
-            target, always = slots(key)
+        for key, former in touched.items():
+            target = _target(key)
+            if former is not None:
+                for slot in _options(key, former.mapping, target):
+                    wanted[slot] = ABSENT
             claim = self.holder(key)
-            if claim is None:
-                wanted[target] = wanted[always] = ABSENT
+            if claim is None or key in self.blocked:
+                wanted[target] = ABSENT
                 continue
             wanted[target] = tuple(claim.mapping.endpoint(key))
-            wanted[always] = None if claim.mapping.masquerade == "always" else ABSENT
+            for slot in _options(key, claim.mapping, target):
+                wanted[slot] = None
         return wanted
+
+    def wanted_of_all(self) -> dict[Slot, Parts | Absent | None]:
+        """What should be in the table for all claims; every slot that is not named should be empty."""
+        return self.wanted(dict.fromkeys(self._claims))
 
 
 def _same(claim: Claim, before: AbstractMapping[Mapping, Claim]) -> Claim:
@@ -210,39 +238,87 @@ def _same(claim: Claim, before: AbstractMapping[Mapping, Claim]) -> Claim:
     return standing if standing == claim else claim
 
 
-_SETS = {
-    family: (f"any{family}", f"always_any{family}", f"addr{family}", f"always_addr{family}") for family in FAMILIES
-}
+_ANY = {family: f"any{family}" for family in FAMILIES}
+_ADDR = {family: f"addr{family}" for family in FAMILIES}
+
+
+def _target(key: Key) -> Slot:
+    family, address, protocol, port = key
+    if address is None:
+        return Slot(_ANY[family], (protocol, port))
+    return Slot(_ADDR[family], (address, protocol, port))
 
 
 def slots(key: Key) -> tuple[Slot, Slot]:
     """Where a key's elements stand: its target in a map, and its wish to always be masqueraded in a set."""
-    family, address, protocol, port = key
-    any_map, any_set, addr_map, addr_set = _SETS[family]
-    if address is None:
-        parts: Parts = (protocol, port)
-        return Slot(any_map, parts), Slot(any_set, parts)
-    parts = (address, protocol, port)
-    return Slot(addr_map, parts), Slot(addr_set, parts)
+    target = _target(key)
+    return target, Slot(f"always_{target.set}", target.key)
+
+
+def options(key: Key, mapping: Mapping) -> Iterable[Slot]:
+    """Where a key stands besides its target, by what its mapping says of masquerading and of sources."""
+    return _options(key, mapping, _target(key))
+
+
+def _options(key: Key, mapping: Mapping, target: Slot) -> Iterable[Slot]:
+    sources = mapping.sources
+    if key.address is None and not sources and mapping.masquerade == "auto":
+        return ()
+    name, parts = target
+    found = [Slot(f"always_{name}", parts)] if mapping.masquerade == "always" else []
+    if sources:
+        found.append(Slot(f"guarded_{name}", parts))
+        found += [Slot(f"allowed_{name}", (source, *parts)) for source in of_family(sources, key.family)]
+    elif key.address is not None:
+        # So that a guarded wildcard on the same port does not stand in the way.
+        found.append(Slot(f"open_{name}", parts))
+    return found
+
+
+#: A list of sources that names nobody of a family, for it is of the other.
+_NOBODY = {4: "::/128", 6: "0.0.0.0/32"}
+
+
+def of_family(sources: Iterable[str], family: Family) -> tuple[str, ...]:
+    """The prefixes of one family. Where a list of sources has none of it, nobody of that family is allowed."""
+    return tuple(source for source in sources if (":" in source) == (family == 6))
 
 
 _PROTOCOLS: dict[str | int, Protocol] = {str(protocol): protocol for protocol in Protocol}
+_TARGETS = frozenset([*_ANY.values(), *_ADDR.values()])
+_OPTIONS = frozenset(["", "always", "guarded", "open", "allowed"])
 
 
 def key_of(slot: Slot) -> Key | None:
-    """The key whose element stands in a slot; None for on-link slots, and for protocols that are not ours."""
-    name, family = slot.set.removeprefix("always_")[:-1], slot.set[-1:]
-    protocol, port = slot.key[-2:]
-    if name not in ("any", "addr") or protocol not in _PROTOCOLS:
+    """The key whose element stands in a slot; None for on-link slots, and for what we never write."""
+    option, _, name = slot.set.rpartition("_")
+    if name not in _TARGETS or option not in _OPTIONS:
         return None
-    address = str(slot.key[0]) if name == "addr" else None
-    return Key(4 if family == "4" else 6, address, _PROTOCOLS[protocol], int(port))
+    parts = slot.key[1:] if option == "allowed" else slot.key
+    protocol, port = parts[-2:]
+    if protocol not in _PROTOCOLS or not isinstance(port, int):
+        return None
+    address = str(parts[0]) if name in _ADDR.values() else None
+    return Key(4 if name[-1] == "4" else 6, address, _PROTOCOLS[protocol], port)
 
 
 def endpoint_in(elements: Elements, key: Key) -> Endpoint | None:
     """Where a key's connections go by these elements."""
     slot, _ = slots(key)
     return to_endpoint(elements.get(slot.set, _NOTHING).get(slot.key))
+
+
+def sources_in(elements: Elements) -> dict[Key, tuple[str, ...]]:
+    """The sources of every guarded key by these elements. Where nobody of its family is allowed: one of the other."""
+    found: dict[Key, tuple[str, ...]] = {}
+    for slot in all_slots({name: inside for name, inside in elements.items() if name.startswith("guarded_")}):
+        if key := key_of(slot):
+            found[key] = ()
+    for slot in all_slots({name: inside for name, inside in elements.items() if name.startswith("allowed_")}):
+        key = key_of(slot)
+        if key in found:
+            found[key] = (*found[key], str(slot.key[0]))
+    return {key: sources or (_NOBODY[key.family],) for key, sources in found.items()}
 
 
 def to_endpoint(value: Parts | None) -> Endpoint | None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainValidator,
     WithJsonSchema,
     model_validator,
@@ -31,6 +32,7 @@ from nfportd.notation import (
     describe,
     join_port,
     parse_listen,
+    parse_source,
     parse_target,
 )
 
@@ -59,6 +61,10 @@ class Key(NamedTuple):
     def takes_loopback(self) -> bool:
         """Whether connections to 127.0.0.0/8 or ::1 can reach this key."""
         return self.address is None or ipaddress.ip_address(self.address).is_loopback
+
+
+#: The address on which a process of this host listens, and, where known, its pid and name.
+Blocker = tuple[str, tuple[int, str] | None]
 
 
 class Endpoint(NamedTuple):
@@ -104,6 +110,29 @@ def _one_a_family(targets: tuple[Target, ...]) -> tuple[Target, ...]:
     return tuple(sorted(targets, key=lambda t: t.family))
 
 
+def _sources(value: object) -> object:
+    if value is None or value == ():
+        return ()
+    if not isinstance(value, list | tuple):
+        return (value,)
+    if not value:
+        raise ValueError("the list is empty, nobody could connect; leave the key out for everybody")
+    if len(value) > _MOST_SOURCES:
+        raise ValueError(f"found {len(value):,} prefixes, the limit is {_MOST_SOURCES}")
+    return tuple(value)
+
+
+def _distinct_sources(sources: tuple[str, ...]) -> tuple[str, ...]:
+    nets = [ipaddress.ip_network(source) for source in sources]
+    collapsed = [*_collapsed(nets, 4), *_collapsed(nets, 6)]
+    return tuple(map(str, collapsed))
+
+
+def _collapsed(nets: list[ipaddress.IPv4Network | ipaddress.IPv6Network], version: int) -> Iterator[object]:
+    """Without prefixes inside others, which an interval set refuses."""
+    return ipaddress.collapse_addresses(net for net in nets if net.version == version)  # type: ignore[type-var]
+
+
 def _readable(text: str) -> str:
     if not text or not text.isprintable():
         raise ValueError(f"found {describe(text)}; write printable characters on one line")
@@ -112,6 +141,11 @@ def _readable(text: str) -> str:
 
 #: Lists longer than this are not looked at item by item.
 _LONGEST = 8
+
+#: Elements of one mapping's allow-list: the kernel's interval sets take time by the square of what a change removes.
+_MOST_ALLOWED = 4096
+#: Prefixes of one mapping's sources.
+_MOST_SOURCES = 256
 
 _LISTEN_SCHEMA = {
     "type": ["string", "integer"],
@@ -123,9 +157,15 @@ _TARGET_SCHEMA = {
     "description": "An address with a port or a range of as many ports as listen has.",
     "examples": ["10.88.0.11:80", "[fd88::11]:80", "10.88.0.11:8000-8099"],
 }
+_SOURCE_SCHEMA = {
+    "type": "string",
+    "description": "A prefix of clients.",
+    "examples": ["192.0.2.0/24", "2001:db8::/32"],
+}
 _ListenField = Annotated[Listen, PlainValidator(parse_listen), WithJsonSchema(_LISTEN_SCHEMA)]
 _TargetField = Annotated[Target, PlainValidator(parse_target), WithJsonSchema(_TARGET_SCHEMA)]
 _ProtocolField = Annotated[Protocol, PlainValidator(_parse_protocol), WithJsonSchema({"enum": list(Protocol)})]
+_SourceField = Annotated[str, PlainValidator(parse_source), WithJsonSchema(_SOURCE_SCHEMA)]
 _Text = Annotated[str, AfterValidator(_readable)]
 
 
@@ -135,7 +175,9 @@ class Mapping:
 
     `masquerade` auto hides the client's address only where the answer would not come back through this host
     (hairpin, loopback); always hides it every time. `on_change` says what becomes of running TCP flows when the
-    target changes: keep lets them end by themselves, cut ends them.
+    target changes: keep lets them end by themselves, cut ends them. `sources` are the clients that may connect from
+    elsewhere, everybody if empty. `shadow_listener` takes the port although a process of this host listens on it;
+    `reserve` holds the port, so that none can.
     """
 
     name: _Text | None = None
@@ -147,6 +189,18 @@ class Mapping:
     masquerade: Literal["auto", "always"] = "auto"
     on_change: Literal["keep", "cut"] = "keep"
     comment: _Text | None = None
+    sources: Annotated[tuple[_SourceField, ...], BeforeValidator(_sources), AfterValidator(_distinct_sources)] = ()
+    shadow_listener: Annotated[bool, Field(strict=True)] = False
+    reserve: Annotated[bool, Field(strict=True)] = False
+
+    @model_validator(mode="after")
+    def _sources_are_few(self) -> Mapping:
+        elements = self.size * len(self.sources)
+        if elements > _MOST_ALLOWED:
+            found = f"{self.size:,} keys for {len(self.sources)} prefixes each are {elements:,} elements"
+            text = f"{found}, the limit is {_MOST_ALLOWED:,}; use fewer prefixes or ports"
+            raise PydanticCustomError("range", "{text}", {"at": "sources", "text": text})
+        return self
 
     @model_validator(mode="after")
     def _targets_fit_listen(self) -> Mapping:
@@ -171,6 +225,16 @@ class Mapping:
 
     def __str__(self) -> str:
         return f'"{self.name}"' if self.name else f"{self.listen} to {', '.join(map(str, self.targets))}"
+
+    def written(self) -> dict[str, Any]:
+        """The mapping in the words in which it is read, with every key."""
+        plain = {name: getattr(self, name) for name in Mapping.__dataclass_fields__}
+        return plain | {
+            "listen": str(self.listen),
+            "targets": [str(target) for target in self.targets],
+            "protocol": [str(protocol) for protocol in self.protocol],
+            "sources": list(self.sources) or None,
+        }
 
     @property
     def size(self) -> int:

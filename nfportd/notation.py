@@ -149,6 +149,8 @@ def parse_listen(value: object) -> Listen:
 
     Raises ValueError with what was found and what is right.
     """
+    if isinstance(value, Listen):
+        return value
     text = _plain_text(value, "a port (8080), a range (20000-20099) or an address and port")
     if "/" in text and "://" not in text:
         raise ValueError(f"{describe(text)}: the protocol has a key of its own, write protocol: {text.split('/')[1]}")
@@ -177,6 +179,8 @@ def parse_target(value: object) -> Target:
 
     Raises ValueError with what was found and what is right.
     """
+    if isinstance(value, Target):
+        return value
     text = _plain_text(value, "an address and port like 10.88.0.11:80")
     if text.isascii() and text.isdecimal():
         raise ValueError(f"found only the port {text}; write the target's address too, like 10.88.0.11:{text}")
@@ -188,6 +192,23 @@ def parse_target(value: object) -> Target:
             f"{address} is {article} {kind} address; a target is the address of one other host or container"
         )
     return Target(str(address), 4 if address.version == 4 else 6, parse_ports(ports_text))
+
+
+def parse_source(value: object) -> str:
+    """Read a prefix or an address of clients, `192.0.2.0/24` or `2001:db8::1`; returns it in its canonical form.
+
+    Raises ValueError with what was found and what is right.
+    """
+    text = _plain_text(value, "a prefix like 192.0.2.0/24")
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        pass
+    try:
+        whole = ipaddress.ip_interface(text).network
+    except ValueError:
+        raise ValueError(f"{describe(text)} is not a prefix; write it like 192.0.2.0/24 or 2001:db8::/32") from None
+    raise ValueError(f"{describe(text)} has bits set behind its length; write {whole}")
 
 
 def _kind(address: _Address) -> str | None:

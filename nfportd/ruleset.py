@@ -18,6 +18,7 @@ from string import Template
 from typing import Any, NamedTuple
 
 from nfportd.desired import Delta, Elements, Parts, Slot
+from nfportd.notation import FAMILIES
 
 TABLE = "nfportd"
 
@@ -40,6 +41,20 @@ table inet $table {$flags
   set onlink4 { type ipv4_addr . ifname; flags interval; }
   set onlink6 { type ipv6_addr . ifname; flags interval; }
 
+  # Keys whose mapping has `sources:`, the sources that may connect, and the listen addresses that are open to all.
+  set guarded_any4 { type inet_proto . inet_service; }
+  set guarded_any6 { type inet_proto . inet_service; }
+  set guarded_addr4 { type ipv4_addr . inet_proto . inet_service; }
+  set guarded_addr6 { type ipv6_addr . inet_proto . inet_service; }
+  set open_addr4 { type ipv4_addr . inet_proto . inet_service; }
+  set open_addr6 { type ipv6_addr . inet_proto . inet_service; }
+  set allowed_any4 { type ipv4_addr . inet_proto . inet_service; flags interval; }
+  set allowed_any6 { type ipv6_addr . inet_proto . inet_service; flags interval; }
+  set allowed_addr4 { type ipv4_addr . ipv4_addr . inet_proto . inet_service; flags interval; }
+  set allowed_addr6 { type ipv6_addr . ipv6_addr . inet_proto . inet_service; flags interval; }
+  counter blocked4 { }
+  counter blocked6 { }
+
   set fingerprint { type mark; }
 
   # A listen address of its own goes before the wildcard; dnat ends the chain.
@@ -52,6 +67,41 @@ table inet $table {$flags
     dnat ip addr . port to meta l4proto . th dport map @any4
     meta nfproto ipv6 meta l4proto . th dport @always_any6 meta mark set meta mark | $bit
     dnat ip6 addr . port to meta l4proto . th dport map @any6
+  }
+
+  # Before dstnat, while the destination is the listen address. The host's own connections take the output hook.
+  chain admission {
+    type filter hook prerouting priority -110; policy accept;
+    ct state != new return
+    iifname "lo" return
+    ip6 saddr fe80::/10 return
+    fib daddr type != local return
+    ip daddr . meta l4proto . th dport @open_addr4 return
+    ip daddr . meta l4proto . th dport @guarded_addr4 goto admit_addr4
+    ip6 daddr . meta l4proto . th dport @open_addr6 return
+    ip6 daddr . meta l4proto . th dport @guarded_addr6 goto admit_addr6
+    meta nfproto ipv4 meta l4proto . th dport @guarded_any4 goto admit_any4
+    meta nfproto ipv6 meta l4proto . th dport @guarded_any6 goto admit_any6
+  }
+
+  chain admit_addr4 {
+    ip saddr . ip daddr . meta l4proto . th dport @allowed_addr4 return
+    counter name blocked4 drop
+  }
+
+  chain admit_addr6 {
+    ip6 saddr . ip6 daddr . meta l4proto . th dport @allowed_addr6 return
+    counter name blocked6 drop
+  }
+
+  chain admit_any4 {
+    ip saddr . meta l4proto . th dport @allowed_any4 return
+    counter name blocked4 drop
+  }
+
+  chain admit_any6 {
+    ip6 saddr . meta l4proto . th dport @allowed_any6 return
+    counter name blocked6 drop
   }
 
   # Loopback is served by the output hook alone. IPv6 does not forward link-local sources (RFC 4291, 2.5.6).
@@ -99,23 +149,36 @@ table inet $table {$flags
 
 #: Base chains as nft lists them: type, hook, priority, policy. They cannot be changed in place, only made anew.
 _BASE_CHAINS: dict[str, tuple[str | int | None, ...]] = {
+    "admission": ("filter", "prerouting", -110, "accept"),
     "prerouting": ("nat", "prerouting", -100, "accept"),
     "output": ("nat", "output", -100, "accept"),
     "postrouting": ("nat", "postrouting", 99, "accept"),
     "loopback_guard": ("filter", "prerouting", -300, "accept"),
 }
 _PLAIN_CHAIN = (None, None, None, None)
-_CHAINS = {**_BASE_CHAINS, "dispatch": _PLAIN_CHAIN, "masquerading": _PLAIN_CHAIN}
+_PLAIN_CHAINS = ("dispatch", "masquerading", "admit_addr4", "admit_addr6", "admit_any4", "admit_any6")
+_CHAINS = {**_BASE_CHAINS, **dict.fromkeys(_PLAIN_CHAINS, _PLAIN_CHAIN)}
 
-#: Sets and maps as nft lists them: type of the key, of the value, flags.
-_SETS: dict[str, tuple[tuple[str, ...], str | None, tuple[str, ...]]] = {
-    **{f"any{f}": (("inet_proto", "inet_service"), f"ipv{f}_addr . inet_service", ()) for f in (4, 6)},
-    **{f"addr{f}": ((f"ipv{f}_addr", "inet_proto", "inet_service"), f"ipv{f}_addr . inet_service", ()) for f in (4, 6)},
-    **{f"always_any{f}": (("inet_proto", "inet_service"), None, ()) for f in (4, 6)},
-    **{f"always_addr{f}": ((f"ipv{f}_addr", "inet_proto", "inet_service"), None, ()) for f in (4, 6)},
-    **{f"onlink{f}": ((f"ipv{f}_addr", "ifname"), None, ("interval",)) for f in (4, 6)},
-    "fingerprint": (("mark",), None, ()),
-}
+#: Type of the key, of the value, flags of a set or map.
+Shape = tuple[tuple[str, ...], str | None, tuple[str, ...]]
+
+#: Sets and maps as nft lists them.
+_SETS: dict[str, Shape] = {"fingerprint": (("mark",), None, ())}
+_WILDCARD = ("inet_proto", "inet_service")
+for _f in FAMILIES:
+    _address = f"ipv{_f}_addr"
+    for _name, _key in (f"any{_f}", _WILDCARD), (f"addr{_f}", (_address, *_WILDCARD)):
+        _SETS |= {
+            _name: (_key, f"{_address} . inet_service", ()),
+            f"always_{_name}": (_key, None, ()),
+            f"guarded_{_name}": (_key, None, ()),
+            f"allowed_{_name}": ((_address, *_key), None, ("interval",)),
+        }
+    _SETS[f"open_addr{_f}"] = (_SETS[f"addr{_f}"][0], None, ())
+    _SETS[f"onlink{_f}"] = ((_address, "ifname"), None, ("interval",))
+
+#: Counters that stand by themselves: packets whose source is not allowed.
+_BLOCKED: dict[int, str] = {4: "blocked4", 6: "blocked6"}
 #: Where /etc/protocols is missing (package netbase), nft lists numbers.
 _PROTOCOLS: dict[str | int, str] = {6: "tcp", 17: "udp", 132: "sctp"}
 
@@ -134,11 +197,16 @@ class Listed(NamedTuple):
 
     elements: Elements
     chains: dict[str, tuple[str | int | None, ...]]
-    sets: dict[str, tuple[tuple[str, ...], str | None, tuple[str, ...]]]
+    sets: dict[str, Shape]
     rules: str
     fingerprint: str | None
     flags: Flags
+    #: Connections by element.
     counters: dict[Slot, int]
+    #: Names of the counters that stand by themselves.
+    named_counters: tuple[str, ...]
+    #: Packets dropped because their source is not allowed.
+    blocked: dict[int, int]
 
 
 def skeleton(mark_bit: int, flags: Flags = (), table: str = TABLE) -> str:
@@ -167,6 +235,8 @@ def refill(found: Listed, mark_bit: int, flags: Flags) -> str:
     for name in sets_to_replace(found):
         kind = "map" if found.sets[name][1] else "set"
         lines.append(f"delete {kind} inet {TABLE} {name}")
+    unknown = set(found.named_counters) - set(_BLOCKED.values())
+    lines += [f"delete counter inet {TABLE} {name}" for name in sorted(unknown)]
     if "fingerprint" in found.sets:
         lines.append(f"flush set inet {TABLE} fingerprint")
     return "\n".join([*lines, skeleton(mark_bit, flags)])
@@ -208,7 +278,7 @@ def set_fingerprint(digest: str) -> str:
 
 def parse(listing: dict[str, Any]) -> Listed | None:
     """Read what `nft -j list table inet nfportd` gives; None when it holds no table."""
-    found: dict[str, list[dict[str, Any]]] = {"table": [], "chain": [], "rule": [], "set": [], "map": []}
+    found: dict[str, list[dict[str, Any]]] = {"table": [], "chain": [], "rule": [], "set": [], "map": [], "counter": []}
     for item in listing["nftables"]:
         for kind, value in item.items():
             if kind in found:
@@ -230,10 +300,12 @@ def parse(listing: dict[str, Any]) -> Listed | None:
         _comment(listed_sets.get("fingerprint", {})),
         tuple(sorted(_listed(found["table"][0].get("flags")))),
         counters,
+        tuple(c["name"] for c in found["counter"]),
+        {f: sum(c["packets"] for c in found["counter"] if c["name"] == name) for f, name in _BLOCKED.items()},
     )
 
 
-def _shape(listed: dict[str, Any]) -> tuple[tuple[str, ...], str | None, tuple[str, ...]]:
+def _shape(listed: dict[str, Any]) -> Shape:
     data = listed.get("map")
     # nft 1.1.3 lists a concatenated value as a list, 1.0.6 as text.
     value = " . ".join(data) if isinstance(data, list) else data
@@ -248,9 +320,14 @@ def _rules(rules: list[dict[str, Any]]) -> str:
     """All rules in order, chain by chain, without what changes by itself (handles, counters)."""
     chains: dict[str, list[Any]] = {}
     for rule in rules:
-        plain = [{"counter": None} if "counter" in statement else statement for statement in rule["expr"]]
+        plain = [{"counter": None} if _counts(statement) else statement for statement in rule["expr"]]
         chains.setdefault(rule["chain"], []).append(plain)
     return json.dumps(chains, sort_keys=True)
+
+
+def _counts(statement: dict[str, Any]) -> bool:
+    """Whether this is a counter with values of its own, not the name of one."""
+    return isinstance(statement.get("counter"), dict)
 
 
 def _comment(listed: dict[str, Any]) -> str | None:
@@ -268,11 +345,11 @@ def _elements(name: str, listed: dict[str, Any], counters: dict[Slot, int]) -> I
         inside = key.get("elem") if isinstance(key, dict) else None
         key = inside["val"] if inside else key
         parts = _parts(key)
-        if name.startswith("onlink"):
+        if name.startswith(("onlink", "allowed")):
             parts = (_prefix(key["concat"][0]), *parts[1:])
-        else:
-            *address, protocol, port = parts
-            parts = (*address, _PROTOCOLS.get(protocol, protocol), port)
+        if not name.startswith("onlink"):
+            *addresses, protocol, port = parts
+            parts = (*addresses, _PROTOCOLS.get(protocol, protocol), port)
         slot = Slot(name, parts)
         if inside and "counter" in inside:
             counters[slot] = inside["counter"]["packets"]
@@ -284,17 +361,22 @@ def _parts(listed: Any) -> Parts:
 
 
 def _part(listed: Any) -> str | int:
-    if isinstance(listed, str) and "." in listed and ":" in listed:
-        # inet_ntop writes an IPv6 address that begins with 96 zero bits with an IPv4 tail, Python does not.
-        return str(ipaddress.ip_address(listed))
-    return listed if isinstance(listed, str | int) else json.dumps(listed)
+    match listed:
+        case {"prefix": {"addr": address}} if ":" not in address and "." not in address:
+            return f"{address}*"  # of interface names; not ours either
+        case {"prefix": {"addr": address, "len": length}}:
+            return str(ipaddress.ip_network(f"{address}/{length}", strict=False))
+        case {"range": [first, last]}:
+            # Somebody else's, for we write prefixes only; in nft's words it can be taken out.
+            return f"{first}-{last}"
+        case str() if "." in listed and ":" in listed:
+            # inet_ntop writes an IPv6 address that begins with 96 zero bits with an IPv4 tail, Python does not.
+            return str(ipaddress.ip_address(listed))
+        case str() | int():
+            return listed
+    return json.dumps(listed)
 
 
 def _prefix(listed: Any) -> str:
     """A prefix in the form of str(ip_network): nft lists one of full length as an address."""
-    if isinstance(listed, dict):
-        if inside := listed.get("prefix"):
-            return str(ipaddress.ip_network(f"{inside['addr']}/{inside['len']}", strict=False))
-        # Somebody else's: we write prefixes only.
-        return "-".join(listed["range"]) if "range" in listed else json.dumps(listed)
-    return str(ipaddress.ip_network(listed))
+    return str(_part(listed)) if isinstance(listed, dict) else str(ipaddress.ip_network(listed))

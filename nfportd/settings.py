@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
+from nfportd.access import Rule
 from nfportd.validation import checked
 
 
@@ -20,12 +21,15 @@ class Settings:
 
     `manage_sysctls`: set what forwarding needs under net.*, and give it back at stop; false only reports.
     `mark_bit`: the bit of the packet mark (0 to 31) that asks for masquerade.
+    `group`: members may do everything over the API; `access`: what others may do.
     `on_stop`: whether a stop removes the table, routes and sysctls, or keeps them in force.
     """
 
     manage_sysctls: bool = True
     mark_bit: Annotated[int, Field(strict=True, ge=0, le=31)] = 13
     on_stop: Literal["remove", "keep"] = "remove"
+    group: str = "nfportd"
+    access: tuple[Rule, ...] = ()
 
 
 def load(path: Path) -> Settings:

@@ -43,6 +43,11 @@ class Table:
         # What must go before the next delta, in its transaction, until it is written: the skeleton, or a refill.
         self._prologue = ""
 
+    @property
+    def owned(self) -> bool:
+        """Whether only this process may change the table."""
+        return "owner" in self._flags
+
     async def adopt(self) -> None:
         """Read the table that an earlier run left and see what of it can stay; make it where there is none.
 

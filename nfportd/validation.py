@@ -146,9 +146,8 @@ def _clashes(mapping: Mapping, node: Node, claimed: dict[Key, tuple[Mapping, int
 def _problems(error: ValidationError, node: Node, file: str, prefix: str, known: tuple[str, ...]) -> Iterable[Problem]:
     for detail in error.errors(include_url=False):
         path = tuple(detail["loc"])
-        context: AbstractMapping[str, Any] = detail.get("ctx", {})
-        if "at" in context:
-            path = (*path, context["at"])
+        if "at" in detail.get("ctx", {}):
+            path = (*path, detail["ctx"]["at"])
         line, column = _place(detail, node, path)
         if path and isinstance(path[-1], int) and not isinstance(node.at(path[:-1]).value, list):
             # One value stands for a list of one.
@@ -156,7 +155,7 @@ def _problems(error: ValidationError, node: Node, file: str, prefix: str, known:
         where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
         # The path of an unknown key is the key itself.
         subject = f"{where}: " if where and detail["type"] not in _UNKNOWN else ""
-        yield Problem(file, line, column, prefix + subject + _sentence(detail, path, context, known))
+        yield Problem(file, line, column, prefix + subject + sentence(detail, known))
 
 
 def _place(detail: AbstractMapping[str, Any], node: Node, path: tuple[str | int, ...]) -> tuple[int, int]:
@@ -166,13 +165,12 @@ def _place(detail: AbstractMapping[str, Any], node: Node, path: tuple[str | int,
     return place.line, place.column
 
 
-def _sentence(
-    detail: AbstractMapping[str, Any],
-    path: tuple[str | int, ...],
-    context: AbstractMapping[str, Any],
-    known: tuple[str, ...],
-) -> str:
-    """Say one pydantic error (https://docs.pydantic.dev/latest/errors/validation_errors/) the way we say ours."""
+def sentence(detail: AbstractMapping[str, Any], known: tuple[str, ...] = ()) -> str:
+    """Say one pydantic error (https://docs.pydantic.dev/latest/errors/validation_errors/) the way we say ours.
+
+    `known` are the keys to choose from where one is unknown.
+    """
+    context: AbstractMapping[str, Any] = detail.get("ctx", {})
     found = describe(detail["input"])
     match detail["type"]:
         case "value_error":
@@ -180,11 +178,14 @@ def _sentence(
         case "family" | "range":
             return str(context["text"])
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
-            return "is missing; every mapping needs listen and targets"
+            return f"is missing{'; every mapping needs listen and targets' if known else ''}"
         case "extra_forbidden" | "unexpected_keyword_argument":
-            close = difflib.get_close_matches(str(path[-1]), known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"known keys are {', '.join(known)}"
-            return f"unknown key {describe(path[-1])}; {hint}"
+            key = str(detail["loc"][-1])
+            close = difflib.get_close_matches(key, known, 1)
+            hint = (
+                f"did you mean {close[0]}?" if close else f"known keys are {', '.join(known)}" if known else "remove it"
+            )
+            return f"unknown key {describe(key)}; {hint}"
         case "literal_error":
             return f"found {found}; write {context['expected'].replace(chr(39), '')}"
         case "dataclass_type":

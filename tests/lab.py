@@ -229,7 +229,9 @@ class Daemon:
         self.dropins.mkdir()
         self.config.write_text(settings)
         self._log.touch()
+        self.socket = self.dir / "run" / "nfportd.sock"
         places = {"--config": self.config, "--dropins": self.dropins, "--run-dir": self.dir / "run"}
+        places["--state-dir"] = self.dir / "state"
         self.arguments = [part for option, place in places.items() for part in (option, str(place))]
         self.arguments += arguments
         self.process: subprocess.Popen[str] | None = None

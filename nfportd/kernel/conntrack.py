@@ -13,12 +13,12 @@ import errno
 import logging
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import AsyncNFCTSocket, NFCTAttrTuple
 
-from nfportd.flows import StaleFlows
+from nfportd.flows import Barred, StaleFlows
 from nfportd.model import Endpoint, Protocol
 from nfportd.notation import Family
 
@@ -28,7 +28,15 @@ _log = logging.getLogger(__name__)
 MANY = 1000
 
 _NUMBER = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP, Protocol.SCTP: 132}
+#: Bit of an entry's status (linux/netfilter/nf_conntrack_common.h, IPS_DST_NAT).
+_TRANSLATED = 0x20
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+class _Entry(NamedTuple):
+    original: NFCTAttrTuple
+    answered_by: Endpoint
+    translated: bool
 
 
 class Conntrack:
@@ -42,8 +50,31 @@ class Conntrack:
         for sock in self._sockets.values():
             sock.close()
 
-    async def delete(self, stale: Sequence[StaleFlows]) -> None:
+    async def delete(self, stale: Sequence[StaleFlows], barred: Sequence[Barred] = ()) -> None:
         """Delete the entries that match any of these. A refusal is logged, and the rest goes on."""
+        await self._delete_barred(barred)
+        await self._delete_stale(stale)
+
+    async def _delete_barred(self, barred: Sequence[Barred]) -> None:
+        """Delete translated entries by their source, from dumps of their ports."""
+        by_port: dict[tuple[Family, Protocol, int], list[Barred]] = {}
+        for flows in barred:
+            family, _, protocol, port = flows.key
+            by_port.setdefault((family, protocol, port), []).append(flows)
+        many = len(by_port) > MANY
+        dumps = {(family, protocol, None if many else port) for family, protocol, port in by_port}
+        try:
+            for family, protocol, only in dumps:
+                for entry in await self._entries(family, protocol, only):
+                    original = entry.original
+                    at_port = by_port.get((family, protocol, original.dport), ())
+                    ends = (original.saddr, original.daddr, entry.answered_by)
+                    if entry.translated and any(flows.bars(*ends) for flows in at_port):
+                        await self._delete_one(self._socket(family), original)
+        except (NetlinkError, OSError) as error:
+            _log.warning("conntrack did not delete flows of sources that may not connect any more (%s)", error)
+
+    async def _delete_stale(self, stale: Sequence[StaleFlows]) -> None:
         try:
             if len(stale) > MANY:
                 await self._pick(stale)
@@ -82,16 +113,22 @@ class Conntrack:
             by_listen = wanted.setdefault((flows.family, flows.protocol), {})
             by_listen.setdefault((flows.address, flows.port), set()).add(flows.answered_by)
         for (family, protocol), by_listen in wanted.items():
-            sock = self._socket(family)
-            dumped = NFCTAttrTuple(family=_FAMILY[family], proto=_NUMBER[protocol], dport=port)
-            entries = [entry async for entry in await sock.dump(tuple_orig=dumped)]
-            for entry in entries:
-                original, reply = _tuple(entry, "CTA_TUPLE_ORIG"), _tuple(entry, "CTA_TUPLE_REPLY")
-                answered_by = Endpoint(reply.saddr, reply.sport)
+            for entry in await self._entries(family, protocol, port):
+                original = entry.original
                 for listen in ((original.daddr, original.dport), (None, original.dport)):
-                    if by_listen.get(listen, set()) & {answered_by, None}:
-                        await self._delete_one(sock, original)
+                    if by_listen.get(listen, set()) & {entry.answered_by, None}:
+                        await self._delete_one(self._socket(family), original)
                         break
+
+    async def _entries(self, family: Family, protocol: Protocol, port: int | None) -> list[_Entry]:
+        """Every entry of a protocol and, if given, one original port."""
+        dumped = NFCTAttrTuple(family=_FAMILY[family], proto=_NUMBER[protocol], dport=port)
+        found = []
+        async for entry in await self._socket(family).dump(tuple_orig=dumped):
+            original, reply = _tuple(entry, "CTA_TUPLE_ORIG"), _tuple(entry, "CTA_TUPLE_REPLY")
+            translated = bool((entry.get_attr("CTA_STATUS") or 0) & _TRANSLATED)
+            found.append(_Entry(original, Endpoint(reply.saddr, reply.sport), translated))
+        return found
 
     async def _delete_one(self, sock: AsyncNFCTSocket, original: NFCTAttrTuple) -> None:
         try:

@@ -47,9 +47,13 @@ class Host:
             await self._network.set_loopback(link, present=False)
             _log.info("removed route local ::1 dev %s", link.name)
 
+    def managed(self) -> list[str]:
+        """The sysctls that nfportd has set, as sysctl(8) writes them."""
+        return [f"{sysctl.label(name)}=1" for name in sorted(self._sysctls.managed)]
+
     async def report(self) -> str:
         """What nfportd has set on this host, for people."""
-        sysctls = [f"{sysctl.label(name)}=1" for name in sorted(self._sysctls.managed)]
+        sysctls = self.managed()
         routes = [f"route local ::1 dev {link.name}" for link in await self._network.loopback_links()]
         return ", ".join(sysctls + sorted(routes)) or "no sysctls or routes"
 

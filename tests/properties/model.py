@@ -12,7 +12,9 @@ from nfportd.desired import Elements
 from nfportd.model import Endpoint, Key, Mapping
 from tests.properties.strategies import Wishes
 
-NAMES = tuple(f"{kind}{family}" for kind in ("any", "addr", "always_any", "always_addr", "onlink") for family in (4, 6))
+KINDS = ("any", "addr", "always_any", "always_addr", "guarded_any", "guarded_addr", "open_addr", "allowed_any",
+         "allowed_addr", "onlink")  # fmt: skip
+NAMES = tuple(f"{kind}{family}" for kind in KINDS for family in (4, 6))
 
 
 def held(wishes: Wishes) -> dict[Key, tuple[str, Mapping, Endpoint]]:
@@ -34,6 +36,13 @@ def elements(wishes: Wishes, links: AbstractMapping[str, str] | None = None) -> 
         found[name][parts] = (endpoint.address, endpoint.port)
         if mapping.masquerade == "always":
             found[f"always_{name}"][parts] = None
+        if mapping.sources:
+            found[f"guarded_{name}"][parts] = None
+        elif key.address is not None:
+            found[f"open_{name}"][parts] = None
+        for source in map(ipaddress.ip_network, mapping.sources):
+            if source.version == key.family:
+                found[f"allowed_{name}"][str(source), *parts] = None
     for name, prefix, link in on_link(targets(wishes), links or {}):
         found[name][prefix, link] = None
     return found

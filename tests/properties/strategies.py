@@ -49,7 +49,14 @@ def mappings(draw: st.DrawFn) -> Mapping:
         protocol=draw(st.lists(st.sampled_from(["tcp", "udp", "sctp"]), min_size=1, unique=True)),
         masquerade=draw(st.sampled_from(["auto", "always"])),
         on_change=draw(st.sampled_from(["keep", "cut"])),
+        **draw(st.sampled_from([{}, {"sources": draw(sources())}])),
     )
+
+
+def sources() -> st.SearchStrategy[list[str]]:
+    """Prefixes of clients, of one family or both, also nested ones and everybody."""
+    pool = ["192.0.2.0/24", "192.0.2.128/25", "192.0.2.7", "0.0.0.0/0", "2001:db8::/32", "2001:db8::7", "::/0"]
+    return st.lists(st.sampled_from(pool), min_size=1, max_size=4, unique=True)
 
 
 @st.composite
@@ -89,16 +96,25 @@ _NAME = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}", fullmatch=True) | st
 
 
 @st.composite
-def prefixes(draw: st.DrawFn, family: str, most: int = 6) -> dict[Parts, Parts | None]:
+def prefixes(draw: st.DrawFn, family: str, most: int = 6, one_name: bool = False) -> dict[Parts, Parts | None]:
     """Prefixes of all lengths by interface, none inside another of the same interface."""
     found: dict[Parts, Parts | None] = {}
     kept: list[tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, str]] = []
     for _ in range(draw(st.integers(0, most))):
         address, length = draw(_ADDRESS[family]), draw(st.integers(1, 32 if family == "4" else 128))
-        network, name = ipaddress.ip_network(f"{address}/{length}", strict=False), draw(_NAME)
+        network, name = ipaddress.ip_network(f"{address}/{length}", strict=False), "" if one_name else draw(_NAME)
         if not any(name == other and network.overlaps(net) for net, other in kept):
             kept.append((network, name))
             found[(str(network), name)] = None
+    return found
+
+
+@st.composite
+def allowed(draw: st.DrawFn, family: str, keys: st.SearchStrategy[Parts]) -> dict[Parts, Parts | None]:
+    """Prefixes of sources in front of keys, none inside another of the same key."""
+    found: dict[Parts, Parts | None] = {}
+    for key in draw(st.lists(keys, max_size=3, unique=True)):
+        found |= {(prefix, *key): None for prefix, _ in draw(prefixes(family, 3, one_name=True))}
     return found
 
 
@@ -113,4 +129,8 @@ def elements() -> st.SearchStrategy[Elements]:
         found[f"always_any{family}"] = st.dictionaries(wild, st.none(), max_size=4)
         found[f"always_addr{family}"] = st.dictionaries(one, st.none(), max_size=4)
         found[f"onlink{family}"] = prefixes(family)
+        found[f"guarded_any{family}"] = st.dictionaries(wild, st.none(), max_size=4)
+        found[f"guarded_addr{family}"] = found[f"open_addr{family}"] = st.dictionaries(one, st.none(), max_size=4)
+        found[f"allowed_any{family}"] = allowed(family, wild)
+        found[f"allowed_addr{family}"] = allowed(family, one)
     return st.fixed_dictionaries(found)

@@ -38,7 +38,7 @@ def entered(steps: Changes) -> tuple[Desired, Wishes]:
 
 def wanted(state: Desired) -> Elements:
     found: Elements = {name: {} for name in model.NAMES}
-    desired.apply(found, desired.delta({}, state.wanted(state.claimed())))
+    desired.apply(found, desired.delta({}, state.wanted_of_all()))
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 Listing = dict[str, Any]
 
 _BASE = {
+    "admission": ("filter", "prerouting", -110),
     "prerouting": ("nat", "prerouting", -100),
     "output": ("nat", "output", -100),
     "postrouting": ("nat", "postrouting", 99),
@@ -65,13 +66,20 @@ def table(version: str = "1.0.6", fingerprint: str | None = "abc", **elements: l
             _set(f"addr{f}", [ip, *wild], version, found(f"addr{f}", []), map=ip),
             _set(f"always_any{f}", wild, version, found(f"always_any{f}", [])),
             _set(f"always_addr{f}", [ip, *wild], version, found(f"always_addr{f}", [])),
+            _set(f"guarded_any{f}", wild, version, found(f"guarded_any{f}", [])),
+            _set(f"guarded_addr{f}", [ip, *wild], version, found(f"guarded_addr{f}", [])),
+            _set(f"open_addr{f}", [ip, *wild], version, found(f"open_addr{f}", [])),
+            _set(f"allowed_any{f}", [ip, *wild], version, found(f"allowed_any{f}", []), flags=["interval"]),
+            _set(f"allowed_addr{f}", [ip, ip, *wild], version, found(f"allowed_addr{f}", []), flags=["interval"]),
+            _head("counter", f"blocked{f}", packets=0, bytes=0),
             _set(f"onlink{f}", [ip, "ifname"], version, found(f"onlink{f}", []), flags=["interval"]),
         ]
     mark = [{"elem": {"val": 1, "comment": fingerprint}}] if fingerprint else []
     items.append(_set("fingerprint", "mark", version, mark))
     for name, (kind, hook, priority) in _BASE.items():
         items.append(_head("chain", name, type=kind, hook=hook, prio=priority, policy="accept"))
-    items += [_head("chain", "dispatch"), _head("chain", "masquerading")]
+    plain = ("dispatch", "masquerading", "admit_addr4", "admit_addr6", "admit_any4", "admit_any6")
+    items += [_head("chain", name) for name in plain]
     items.append(rule("loopback_guard", {"counter": {"packets": 5, "bytes": 300}}, {"drop": None}))
     return {"nftables": items}
 
@@ -93,5 +101,5 @@ def changed(listing: Listing, of: str, **values: Any) -> Listing:
 
 
 def extended(listing: Listing, kind: str, name: str, **values: Any) -> Listing:
-    """The listing with one chain, set or map more."""
+    """The listing with one chain, set, map or counter more."""
     return {"nftables": [*listing["nftables"], _head(kind, name, **values)]}

@@ -23,19 +23,35 @@ ORDER = (
     ("ruleset",),
     ("topology",),
     ("flows",),
+    ("wishes", "access"),
+    ("register",),
     ("settings",),
+    ("events", "metrics"),
     ("kernel.sysctl", "kernel.nft", "kernel.conntrack", "kernel.network"),
-    ("kernel.host",),
+    ("kernel.processes", "kernel.netns_paths", "kernel.listeners", "kernel.reservations"),
+    ("kernel.host", "kernel.lifetimes", "kernel.ports"),
     ("table",),
     ("reconciler",),
-    ("sources.dropins", "sources.watch"),
+    ("notices",),
+    ("sources.store", "sources.dropins", "sources.watch"),
+    ("sources.recovery",),
+    ("service",),
+    ("api.bodies", "api.problems"),
+    ("api.openapi", "api.server", "api.views"),
+    ("api.routes",),
     ("check", "daemon"),
     ("__main__",),
+    ("client",),
+    ("printing",),
+    ("changes",),
     ("cli",),
 )
 LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name in names}
 
-PURE = ("errors", "notation", "model", "document", "validation", "desired", "ruleset", "topology", "flows")
+PURE = (
+    *("errors", "notation", "model", "document", "validation", "desired", "ruleset", "topology", "flows"),
+    *("wishes", "access", "register"),
+)
 IMPURE = {
     "asyncio",
     "ctypes",
@@ -64,7 +80,7 @@ def module(path: Path) -> str:
 
 
 FILES = {module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-MODULES = sorted(set(FILES) - {"nfportd", "nfportd.kernel", "nfportd.sources"})
+MODULES = sorted(set(FILES) - {"nfportd", "nfportd.kernel", "nfportd.sources", "nfportd.api"})
 
 
 def imports(name: str) -> set[str]:
@@ -126,9 +142,9 @@ def test_sources_know_no_nft_and_no_kernel(name: str) -> None:
     [
         ("yaml", {"nfportd.document"}),
         ("nftables", {"nfportd.kernel.nft"}),
-        ("asyncinotify", {"nfportd.sources.watch"}),
+        ("asyncinotify", {"nfportd.sources.watch", "nfportd.kernel.netns_paths"}),
         ("systemd", {"nfportd.daemon"}),
-        ("click", {"nfportd.__main__", "nfportd.cli"}),
+        ("click", {"nfportd.__main__", "nfportd.changes", "nfportd.cli"}),
         ("pyroute2", {"nfportd.kernel.conntrack", "nfportd.kernel.network"}),
     ],
 )

@@ -19,12 +19,14 @@ T1: Parts = ("10.88.0.11", 80)
 T2: Parts = ("10.88.0.12", 80)
 ANY = Slot("any4", HTTP)
 ALWAYS = Slot("always_any4", HTTP)
+GUARDED = Slot("guarded_any4", HTTP)
+NEAR, FAR = "192.0.2.0/24", "198.51.100.7/32"
 
 
 def wanted(listen: object, targets: object = "10.88.0.11:80", **more: object) -> dict[Slot, Parts | Absent | None]:
     state = Desired()
     state.replace("file:web.yaml", {mapping(listen, targets, **more): 2})
-    return {slot: value for slot, value in state.wanted(state.claimed()).items() if value is not ABSENT}
+    return {slot: value for slot, value in state.wanted_of_all().items() if value is not ABSENT}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ def wanted(listen: object, targets: object = "10.88.0.11:80", **more: object) ->
     ],
 )
 def test_the_slot_of_a_key(listen: object, target: str, slot: Slot) -> None:
-    assert list(wanted(listen, target)) == [slot]
+    assert next(iter(wanted(listen, target))) == slot
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_the_value_of_an_element_is_the_target() -> None:
 
 
 def test_a_key_that_nobody_claims_wants_its_slots_empty() -> None:
-    assert Desired().wanted([key(80)]) == {ANY: ABSENT, ALWAYS: ABSENT}
+    assert Desired().wanted({key(80): None}) == {ANY: ABSENT}
 
 
 @pytest.mark.parametrize("address", [None, "192.0.2.1"])
@@ -73,12 +75,95 @@ def test_the_key_of_its_slots_is_the_key_that_made_them(address: str | None, pro
     assert [desired.key_of(slot) for slot in desired.slots(made)] == [made, made]
 
 
+@pytest.mark.parametrize("more", [{"masquerade": "always"}, {"sources": ["192.0.2.0/24", "198.51.100.7"]}])
+@pytest.mark.parametrize("listen", [80, "192.0.2.1:80"])
+def test_the_key_of_every_other_slot_is_the_key_that_made_it(listen: object, more: dict[str, object]) -> None:
+    made = wanted(listen, **more)
+
+    assert {desired.key_of(slot) for slot in made} == {key(80, "192.0.2.1" if listen != 80 else None)}
+
+
+def allowed(source: str) -> Slot:
+    return Slot("allowed_any4", (source, *HTTP))
+
+
+def test_sources_take_a_slot_each_before_the_key() -> None:
+    assert wanted(80, "10.88.0.11:80", sources=[NEAR, "198.51.100.7"]) == {
+        ANY: T1,
+        GUARDED: None,
+        allowed(NEAR): None,
+        allowed(FAR): None,
+    }
+
+
+def test_sources_of_a_listen_address_stand_before_it() -> None:
+    parts = ("2001:db8::1", "tcp", 80)
+
+    assert set(wanted("[2001:db8::1]:80", "[fd88::11]:80", sources=["2001:db8::/32"])) == {
+        Slot("addr6", parts),
+        Slot("guarded_addr6", parts),
+        Slot("allowed_addr6", ("2001:db8::/32", *parts)),
+    }
+
+
+def test_a_listen_address_without_sources_is_open() -> None:
+    parts = ("192.0.2.1", "tcp", 80)
+
+    assert set(wanted("192.0.2.1:80")) == {Slot("addr4", parts), Slot("open_addr4", parts)}
+
+
+def test_where_no_source_is_of_a_family_nobody_of_it_is_allowed() -> None:
+    made = wanted(80, ["10.88.0.11:80", "[fd88::11]:80"], sources=[NEAR])
+
+    assert sorted(slot.set for slot in made) == ["allowed_any4", "any4", "any6", "guarded_any4", "guarded_any6"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "gone"),
+    [
+        ({"sources": [NEAR, FAR]}, {"sources": [FAR]}, {allowed(NEAR)}),
+        ({"sources": [NEAR]}, {}, {GUARDED, allowed(NEAR)}),
+        ({"masquerade": "always"}, {"sources": [NEAR]}, {ALWAYS}),
+        ({"sources": [NEAR], "masquerade": "always"}, None, {ANY, GUARDED, ALWAYS, allowed(NEAR)}),
+    ],
+)
+def test_slots_of_the_mapping_before_are_emptied(
+    before: dict[str, object], after: dict[str, object] | None, gone: set[Slot]
+) -> None:
+    state = Desired()
+    state.replace("file:web.yaml", {mapping(80, **before): 2})
+    touched = state.replace("file:web.yaml", {} if after is None else {mapping(80, **after): 2})
+
+    assert {slot for slot, value in state.wanted(touched).items() if value is ABSENT} == gone
+
+
+def test_a_blocked_key_wants_none_of_its_slots() -> None:
+    state, web = Desired(), key(80)
+    state.replace("file:web.yaml", {mapping(80, sources=[NEAR]): 2})
+    state.block({web}, {web: ("0.0.0.0", None)})
+
+    assert set(state.wanted({web: state.holder(web)}).values()) == {ABSENT}
+
+
+def test_the_sources_of_keys_are_found_in_the_elements() -> None:
+    state = Desired()
+    state.replace("file:a", {mapping(80, ["10.88.0.11:80", "[fd88::11]:80"], sources=[NEAR, FAR]): 2})
+    state.replace("file:b", {mapping("192.0.2.1:81"): 2})
+    elements: Elements = {}
+    desired.apply(elements, desired.delta({}, state.wanted_of_all()))
+
+    assert desired.sources_in(elements) == {key(80): (NEAR, FAR), key(80, family=6): ("0.0.0.0/32",)}
+
+
 @pytest.mark.parametrize(
     "slot",
     [
         Slot("onlink4", ("10.88.0.0/24", "br0")),
         Slot("any4", ("dccp", 80)),
         Slot("any4", (33, 80)),
+        Slot("allowed_any4", (NEAR, "tcp", "80-90")),
+        Slot("any4", ("tcp", "80-90")),
+        Slot("extra_any4", ("tcp", 80)),
     ],
 )
 def test_slots_that_no_key_leads_to(slot: Slot) -> None:

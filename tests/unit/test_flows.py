@@ -8,10 +8,11 @@ from __future__ import annotations
 import pytest
 
 from nfportd import flows
-from nfportd.flows import Moved, StaleFlows
-from nfportd.model import Endpoint, Key, Protocol
+from nfportd.desired import Delta, Slot
+from nfportd.flows import Barred, Moved, StaleFlows
+from nfportd.model import Endpoint, Key, Mapping, Protocol
 from nfportd.notation import Family
-from tests.unit.reading import key
+from tests.unit.reading import key, mapping
 
 OLD, NEW, OTHER = Endpoint("10.88.0.11", 80), Endpoint("10.88.0.12", 80), Endpoint("10.88.0.13", 80)
 LOCAL: list[tuple[Family, str]] = [(4, "127.0.0.1"), (4, "192.0.2.1"), (6, "2001:db8::1")]
@@ -94,3 +95,71 @@ def test_each_key_that_moved_is_looked_at() -> None:
     moved = [Moved(key(port, protocol="udp"), OLD, NEW, cut=False) for port in (53, 54)]
 
     assert {found.port for found in flows.stale(moved, lambda _: None, LOCAL)} == {53, 54}
+
+
+HTTP = ("tcp", 80)
+NEAR = "198.51.100.0/24"
+WEB, WEB_ONE = key(80), key(80, "192.0.2.1")
+GUARDED = mapping(80, sources=[NEAR])
+
+
+@pytest.mark.parametrize(
+    ("change", "keys"),
+    [
+        (Delta({Slot("allowed_any4", (NEAR, *HTTP)): None}, {}), {WEB}),
+        (Delta({}, {Slot("guarded_any4", HTTP): None, Slot("allowed_any4", (NEAR, *HTTP)): None}), {WEB}),
+        (Delta({}, {Slot("guarded_addr4", ("192.0.2.1", *HTTP)): None}), {WEB_ONE}),
+        (Delta({Slot("guarded_any4", HTTP): None}, {Slot("allowed_any4", (NEAR, *HTTP)): None}), set()),
+        (Delta({Slot("any4", HTTP): None}, {Slot("open_addr4", ("192.0.2.1", *HTTP)): None}), set()),
+    ],
+)
+def test_keys_on_which_a_source_lost_its_right(change: Delta, keys: set[Key]) -> None:
+    assert flows.narrowed(change) == keys
+
+
+def barred(follows: Mapping | None, elements: dict[Key, Endpoint], *keys: Key) -> list[Barred]:
+    return list(flows.barred(keys, lambda _: follows, elements.get, LOCAL))
+
+
+@pytest.mark.parametrize(
+    ("follows", "elements"), [(None, {WEB: OLD}), (mapping(80), {WEB: OLD}), (GUARDED, {})], ids=["gone", "open", "out"]
+)
+def test_a_key_that_nobody_guards_bars_nobody(follows: Mapping | None, elements: dict[Key, Endpoint]) -> None:
+    assert barred(follows, elements, WEB) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "answered_by", "bars"),
+    [
+        pytest.param("203.0.113.9", "192.0.2.1", OLD, True, id="another source"),
+        pytest.param("203.0.113.9", "192.0.2.1", OTHER, True, id="to an older target"),
+        pytest.param("198.51.100.9", "192.0.2.1", OLD, False, id="an allowed source"),
+        pytest.param("192.0.2.1", "192.0.2.1", OLD, False, id="the host by its address"),
+        pytest.param("127.0.0.9", "127.0.0.1", OLD, False, id="the host by loopback"),
+        pytest.param("203.0.113.9", "203.0.113.80", OTHER, False, id="no address of this host"),
+        pytest.param("203.0.113.9", "203.0.113.80", OLD, True, id="local by a route"),
+    ],
+)
+def test_whom_a_guarded_wildcard_bars(source: str, destination: str, answered_by: Endpoint, bars: bool) -> None:
+    (found,) = barred(GUARDED, {WEB: OLD}, WEB)
+
+    assert found.bars(source, destination, answered_by) is bars
+
+
+def test_a_guarded_wildcard_leaves_a_listen_address_alone() -> None:
+    (found,) = barred(GUARDED, {WEB: OLD, WEB_ONE: OLD}, WEB)
+
+    assert not found.bars("203.0.113.9", "192.0.2.1", OLD)
+
+
+def test_a_guarded_listen_address_bars_at_that_address() -> None:
+    (found,) = barred(GUARDED, {WEB_ONE: OLD}, WEB_ONE)
+
+    assert [found.bars("203.0.113.9", to, OLD) for to in ("192.0.2.1", "192.0.2.2")] == [True, False]
+
+
+def test_sources_of_the_other_family_spare_nobody() -> None:
+    six = key(80, family=6)
+    (found,) = barred(GUARDED, {six: Endpoint("fd88::11", 80)}, six)
+
+    assert (found.spare, found.bars("2001:db8::9", "2001:db8::1", OLD)) == ((), True)

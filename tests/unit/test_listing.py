@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from nfportd import ruleset
-from nfportd.desired import Slot
+from nfportd.desired import Parts, Slot
 from nfportd.ruleset import Listed
 from tests.unit.listings import (
     Listing,
@@ -76,9 +76,14 @@ def test_an_element_without_a_counter_is_an_element() -> None:
         ("onlink4", concat("10.88.1.2", "veth3"), ("10.88.1.2/32", "veth3")),
         ("onlink6", concat(prefix("fd88::", 64), "br0"), ("fd88::/64", "br0")),
         ("onlink6", concat("fd88::11", "veth3"), ("fd88::11/128", "veth3")),
+        ("allowed_any4", concat(prefix("192.0.2.0", 24), "tcp", 80), ("192.0.2.0/24", "tcp", 80)),
+        ("allowed_any6", concat("2001:db8::7", 6, 80), ("2001:db8::7/128", "tcp", 80)),
+        ("allowed_addr4", concat("192.0.2.7", "192.0.2.1", "udp", 53), ("192.0.2.7/32", "192.0.2.1", "udp", 53)),
+        ("allowed_any4", concat({"range": ["10.0.0.1", "10.0.0.9"]}, "tcp", 80), ("10.0.0.1-10.0.0.9", "tcp", 80)),
+        ("allowed_any4", concat("192.0.2.7", "tcp", {"range": [80, 90]}), ("192.0.2.7/32", "tcp", "80-90")),
     ],
 )
-def test_a_prefix_of_full_length_is_listed_as_an_address(name: str, listed: object, key: tuple[str, str]) -> None:
+def test_prefixes_and_ranges_are_read_as_they_are_written(name: str, listed: object, key: Parts) -> None:
     assert read(changed(table(), name, elem=[listed])).elements[name] == {key: None}
 
 
@@ -128,6 +133,26 @@ def test_rules_are_the_same_whatever_their_counters_and_handles_say() -> None:
     one, other = ({"nftables": [*table()["nftables"], rule("dispatch", each)]} for each in counting)
 
     assert read(one).rules == read(other).rules
+
+
+def test_rules_that_count_by_name_differ_by_the_name() -> None:
+    one, other = ({"nftables": [*table()["nftables"], rule("dispatch", {"counter": name})]} for name in ("a", "b"))
+
+    assert read(one).rules != read(other).rules
+
+
+def test_packets_of_blocked_sources_by_family(version: str) -> None:
+    assert read(changed(table(version), "blocked6", packets=7)).blocked == {4: 0, 6: 7}
+
+
+def test_a_table_of_before_has_blocked_nothing() -> None:
+    assert read(without(without(table(), "blocked4"), "blocked6")).blocked == {4: 0, 6: 0}
+
+
+def test_the_fingerprint_does_not_depend_on_counters() -> None:
+    one, other = (read(changed(table(), "blocked4", packets=packets)) for packets in (1, 2))
+
+    assert ruleset.fingerprint(13, one) == ruleset.fingerprint(13, other)
 
 
 def test_rules_in_another_order_are_other_rules() -> None:

@@ -233,7 +233,9 @@ def test_a_protocol_that_is_none(protocol: str, found: str) -> None:
     ]
 
 
-KNOWN = "known keys are name, listen, protocol, targets, masquerade, on_change, comment"
+KNOWN = (
+    "known keys are name, listen, protocol, targets, masquerade, on_change, comment, sources, shadow_listener, reserve"
+)
 
 
 @pytest.mark.parametrize(
@@ -255,9 +257,9 @@ def test_an_unknown_key(name: str, hint: str) -> None:
 
 
 def test_an_unknown_key_is_found_at_the_key_though_its_value_is_lines_below() -> None:
-    text = "mappings:\n  - listen: 8080\n    targets: 10.88.0.11:80\n    sources:\n\n      - 192.0.2.0/24\n"
+    text = "mappings:\n  - listen: 8080\n    targets: 10.88.0.11:80\n    xyzzy:\n\n      - 192.0.2.0/24\n"
 
-    assert refused(text) == [f"web.yaml:4:5: mapping number 1: unknown key 'sources'; {KNOWN}"]
+    assert refused(text) == [f"web.yaml:4:5: mapping number 1: unknown key 'xyzzy'; {KNOWN}"]
 
 
 def test_an_unknown_key_beside_the_mappings() -> None:

@@ -67,7 +67,8 @@ def test_a_table_of_ours_is_flushed_and_filled_and_nothing_of_it_deleted() -> No
 def test_every_chain_is_flushed() -> None:
     flushed = {line.split()[-1] for line in commands(table()) if line.startswith("flush chain inet nfportd ")}
 
-    assert flushed == {"prerouting", "output", "postrouting", "loopback_guard", "dispatch", "masquerading"}
+    admission = {"admission", "admit_addr4", "admit_addr6", "admit_any4", "admit_any6"}
+    assert flushed == {"prerouting", "output", "postrouting", "loopback_guard", "dispatch", "masquerading"} | admission
 
 
 def test_the_old_fingerprint_goes() -> None:
@@ -81,14 +82,14 @@ def test_a_table_without_a_fingerprint_has_nothing_to_flush_there() -> None:
 def test_elements_of_sets_that_stay_are_not_touched() -> None:
     listing = table(any4=[[counted(concat("tcp", 80)), concat("10.88.0.11", 80)]])
 
-    assert not [line for line in commands(listing) if "any4" in line]
+    assert not [line for line in commands(listing) if " any4" in line]
 
 
 @pytest.mark.parametrize(
     ("listing", "deletion"),
     [
         pytest.param(
-            extended(table(), "chain", "admission"), "delete chain inet nfportd admission", id="a chain we do not know"
+            extended(table(), "chain", "extra"), "delete chain inet nfportd extra", id="a chain we do not know"
         ),
         pytest.param(
             changed(table(), "postrouting", prio=101), "delete chain inet nfportd postrouting", id="another priority"
@@ -104,6 +105,11 @@ def test_elements_of_sets_that_stay_are_not_touched() -> None:
         pytest.param(extended(table(), "set", "extra", type="mark"), "delete set inet nfportd extra", id="a set"),
         pytest.param(
             extended(table(), "map", "extra", type="mark", map="ipv4_addr"), "delete map inet nfportd extra", id="a map"
+        ),
+        pytest.param(
+            extended(table(), "counter", "extra", packets=1, bytes=60),
+            "delete counter inet nfportd extra",
+            id="a counter",
         ),
         pytest.param(changed(table(), "any4", type="inet_service"), "delete map inet nfportd any4", id="another type"),
     ],

@@ -62,7 +62,7 @@ def test_a_setting(file: Path, line: str, expected: Settings) -> None:
         ("manage_sysctls: maybe\n", "1:17: manage_sysctls: found 'maybe'; write true or false"),
         ("manage_sysctls: [true]\n", "1:17: manage_sysctls: found a list; write true or false"),
         ("on_stpo: keep\n", "1:1: unknown key 'on_stpo'; did you mean on_stop?"),
-        ("xyzzy: 1\n", "1:1: unknown key 'xyzzy'; known keys are manage_sysctls, mark_bit, on_stop"),
+        ("xyzzy: 1\n", "1:1: unknown key 'xyzzy'; known keys are manage_sysctls, mark_bit, on_stop, group, access"),
         ("[]\n", "1:1: found a list; write a mapping of keys"),
         (
             "mark_bit: 1\nmark_bit: 2\n",

@@ -1,0 +1,210 @@
+"""What requests and answers look like: the types that validate are the types that OpenAPI shows.
+
+Must not know HTTP. The one idea: a body becomes a content or a wish, or an error that names its place.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic.dataclasses import dataclass as validated
+from pydantic_core import PydanticCustomError
+
+from nfportd.model import Key, Mapping
+from nfportd.validation import MAX_KEYS
+from nfportd.wishes import Content
+
+_TEN_YEARS = 10 * 365 * 86400
+_STRICT = ConfigDict(extra="forbid")
+
+
+def _disjoint(mappings: tuple[Mapping, ...]) -> tuple[Mapping, ...]:
+    if sum(mapping.size for mapping in mappings) > MAX_KEYS:
+        raise PydanticCustomError("range", "{text}", {"text": f"more than {MAX_KEYS:,} keys"})
+    claimed: dict[Key, int] = {}
+    for number, mapping in enumerate(mappings):
+        for key, _ in mapping.endpoints():
+            first = claimed.setdefault(key, number)
+            if first != number:
+                text = f"{key} is claimed already by /mappings/{first}"
+                raise PydanticCustomError("range", "{text}", {"at": number, "text": text})
+    return mappings
+
+
+@validated(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class OwnerBody:
+    """All that an owner wishes, and how long: until a deadline, or until a process or a network namespace has gone."""
+
+    mappings: Annotated[tuple[Mapping, ...], AfterValidator(_disjoint)]
+    persistent: Annotated[bool, Field(description="Survive a reboot of the host.", strict=True)] = False
+    expires_in: Annotated[float | None, Field(strict=True, gt=0, le=_TEN_YEARS, description="Seconds.")] = None
+    pid: Annotated[int | None, Field(gt=0, strict=True)] = None
+    netns: Annotated[str | None, Field(pattern=r"^/[^\x00]*$", max_length=4096)] = None
+
+    @model_validator(mode="after")
+    def _lasts(self) -> OwnerBody:
+        if self.persistent and (self.pid or self.netns):
+            raise ValueError("no process or namespace survives a reboot; leave out persistent")
+        return self
+
+    def content(self, now: float) -> Content:
+        """The content, with the deadline counted from `now` (seconds since the epoch)."""
+        return Content(
+            mappings=dict.fromkeys(self.mappings, 0),
+            persistent=self.persistent,
+            expires_at=now + self.expires_in if self.expires_in else None,
+            pid=self.pid,
+            netns=self.netns,
+        )
+
+
+def _not_a_file(name: str) -> str:
+    if name.startswith("file:"):
+        raise ValueError("owners that begin with file: are drop-ins; change the file instead")
+    return name
+
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}$"
+OwnerName = Annotated[str, Field(pattern=_NAME), AfterValidator(_not_a_file)]
+
+
+@validated(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class TransactionBody:
+    """New contents of several owners, all or none; null takes an owner's mappings away."""
+
+    owners: Annotated[dict[OwnerName, OwnerBody | None], Field(min_length=1, max_length=10_000)]
+
+
+@validated(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class CheckBody:
+    """What would happen if this owner wished this."""
+
+    owner: OwnerName
+    mappings: Annotated[tuple[Mapping, ...], AfterValidator(_disjoint)]
+
+
+@validated(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class GcBody:
+    """Take away the owners whose names begin with the prefix and that are not among the valid ones."""
+
+    prefix: Annotated[str, Field(min_length=1, max_length=255)]
+    valid: Annotated[tuple[str, ...], Field(max_length=100_000)]
+
+
+@validated(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """Who holds a key that a mapping waits for."""
+
+    key: str
+    owner: str
+    since: str
+
+
+@validated(frozen=True, slots=True, kw_only=True)
+class Process:
+    """A process of this host that listens on a mapping's port."""
+
+    pid: int
+    name: str
+
+
+@validated(frozen=True, slots=True, kw_only=True)
+class MappingState:
+    """A mapping and what became of it."""
+
+    owner: str
+    name: str | None
+    listen: str
+    protocol: list[str]
+    targets: list[str]
+    masquerade: str
+    on_change: str
+    comment: str | None
+    sources: list[str] | None
+    shadow_listener: bool
+    reserve: bool
+    state: Annotated[str, Field(pattern="^(active|conflict|refused|port-in-use)$")]
+    since: str
+    reason: str | None = None
+    conflicts: list[Conflict] = Field(default_factory=list)
+    process: Process | None = None
+    connections: int | None = None
+
+
+@validated(frozen=True, slots=True, kw_only=True)
+class OwnerSummary:
+    """An owner, without its mappings."""
+
+    owner: str
+    source: str
+    etag: str
+    since: str
+    persistent: bool
+    mappings: int
+    expires_at: str | None = None
+    pid: int | None = None
+    netns: str | None = None
+
+
+@validated(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """An owner and its mappings."""
+
+    owner: str
+    source: str
+    etag: str
+    since: str
+    persistent: bool
+    mappings: list[MappingState]
+    expires_at: str | None = None
+    pid: int | None = None
+    netns: str | None = None
+
+
+@validated(frozen=True, slots=True, kw_only=True)
+class Changed:
+    """What a wish changed: mappings added and removed, and the owners after it (null: gone)."""
+
+    added: int
+    removed: int
+    owners: dict[str, Owner | None]
+    dry_run: bool = False
+
+
+@validated(frozen=True, slots=True, kw_only=True)
+class Owners:
+    """Owners by name."""
+
+    owners: list[OwnerSummary]
+
+
+@validated(frozen=True, slots=True, kw_only=True)
+class Mappings:
+    """Mappings by owner."""
+
+    mappings: list[MappingState]
+
+
+@validated(frozen=True, slots=True, kw_only=True)
+class Removed:
+    """Owners that are gone."""
+
+    removed: list[str]
+
+
+@validated(frozen=True, slots=True, kw_only=True)
+class Reloaded:
+    """What is wrong in the drop-ins."""
+
+    errors: list[str]
+
+
+def adapter(of: Any) -> TypeAdapter[Any]:
+    """Checks, reads and writes a type; made once a type, for making one costs a millisecond."""
+    if of not in _ADAPTERS:
+        _ADAPTERS[of] = TypeAdapter(of)
+    return _ADAPTERS[of]
+
+
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}

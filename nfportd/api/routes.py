@@ -1,0 +1,269 @@
+"""The API's resources: each a few lines from a request to a wish or a view.
+
+Must not know nft, files or access rules' contents. The one idea: writing is a wish that the reconciler fulfils or
+refuses; reading never waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Mapping as AbstractMapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from nfportd.access import Access
+from nfportd.api.bodies import (
+    Changed,
+    CheckBody,
+    GcBody,
+    Mappings,
+    MappingState,
+    Owner,
+    OwnerBody,
+    OwnerName,
+    Owners,
+    TransactionBody,
+    adapter,
+)
+from nfportd.api.problems import problem
+from nfportd.api.server import CALLER, Refused, body
+from nfportd.api.views import Counters, Views
+from nfportd.events import Events
+from nfportd.notation import describe
+from nfportd.reconciler import Reconciler
+from nfportd.wishes import Content, Wish
+
+#: Where /v1/status lists mappings that are not in force, by their state.
+_LISTS = {"conflict": "conflicts", "refused": "refused", "port-in-use": "port_in_use", "active": "active"}
+
+#: Seconds for which one event waits for a slow reader, before the connection ends.
+_PATIENCE = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the resources use. The callables are the daemon's own acts."""
+
+    reconciler: Reconciler
+    views: Views
+    access: Access
+    events: Events
+    counters: Callable[[], Awaitable[Counters]]
+    status: Callable[[], dict[str, Any]]
+    reload: Callable[[], Awaitable[list[str]]]
+    follow: Callable[[str, Content], None]
+    incarnation: Callable[[Content], str]
+    metrics: Callable[[], Awaitable[bytes]]
+    openapi: Callable[[], bytes]
+
+
+def json(of: Any, value: Any, **headers: str) -> web.Response:
+    """An answer of a type."""
+    written = adapter(of).dump_json(value)
+    return web.Response(body=written, content_type="application/json", headers=headers)
+
+
+class Routes:
+    """The handlers."""
+
+    def __init__(self, services: Services) -> None:
+        self._at = services
+
+    def table(self) -> list[web.RouteDef]:
+        """Every resource and its methods."""
+        return [
+            web.get("/v1/owners", self.owners),
+            web.get("/v1/owners/{owner:.+}", self.owner),
+            web.put("/v1/owners/{owner:.+}", self.put),
+            web.delete("/v1/owners/{owner:.+}", self.delete),
+            web.get("/v1/mappings", self.mappings),
+            web.post("/v1/transactions", self.transact),
+            web.post("/v1/check", self.check),
+            web.post("/v1/gc", self.gc),
+            web.post("/v1/reload", self.reload),
+            web.get("/v1/status", self.status),
+            web.get("/v1/events", self.events),
+            web.get("/metrics", self.metrics),
+            web.get("/openapi.json", self.openapi),
+        ]
+
+    async def owners(self, request: web.Request) -> web.Response:
+        """List the owners."""
+        found = self._at.views.owners(_query(request, "prefix").get("prefix", ""))
+        return json(Owners, Owners(owners=list(found)))
+
+    async def owner(self, request: web.Request) -> web.Response:
+        """Show an owner and its mappings."""
+        found = self._at.views.owner(request.match_info["owner"])
+        if found is None:
+            return _unknown(request)
+        return json(Owner, found, ETag=f'"{found.etag}"')
+
+    async def put(self, request: web.Request) -> web.Response:
+        """Replace an owner's mappings, all or none."""
+        owner = _name(request)
+        wished: OwnerBody = adapter(OwnerBody).validate_json(await body(request))
+        return await self._change(request, {owner: wished.content(time.time())}, _matches(request, owner))
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """Take an owner's mappings away."""
+        owner = _name(request, recovered=True)
+        if owner not in self._at.reconciler.register.held:
+            return _unknown(request)
+        return await self._change(request, {owner: None}, _matches(request, owner))
+
+    async def transact(self, request: web.Request) -> web.Response:
+        """Change several owners at once, all or none."""
+        wished: TransactionBody = adapter(TransactionBody).validate_json(await body(request))
+        now = time.time()
+        contents = {owner: each.content(now) if each else None for owner, each in wished.owners.items()}
+        return await self._change(request, contents, {})
+
+    async def check(self, request: web.Request) -> web.Response:
+        """Say what would happen."""
+        wished: CheckBody = adapter(CheckBody).validate_json(await body(request))
+        content = Content(mappings=dict.fromkeys(wished.mappings, 0))
+        return await self._change(request, {wished.owner: content}, {}, dry_run=True)
+
+    async def _change(
+        self,
+        request: web.Request,
+        contents: AbstractMapping[str, Content | None],
+        matches: AbstractMapping[str, frozenset[str]],
+        *,
+        dry_run: bool = False,
+    ) -> web.Response:
+        dry_run = dry_run or _flag(_query(request, "dry_run"), "dry_run")
+        for owner, content in contents.items():
+            # What the owner has now is taken away or changed, so it must be the caller's to take.
+            wanted = {*self._held(owner), *(content.mappings if content else ())}
+            self._at.access.write(request[CALLER], owner, wanted)
+            if content:
+                self._alive(content)
+        wish = Wish(owners=contents, promised=True, dry_run=dry_run, matches=matches)
+        outcome = await self._at.reconciler.fulfil(wish)
+        changed = Changed(
+            added=outcome.added,
+            removed=outcome.removed,
+            owners={owner: self._at.views.of(owner, held) if held else None for owner, held in outcome.held.items()},
+            dry_run=dry_run,
+        )
+        if not dry_run:
+            for owner, content in contents.items():
+                self._at.follow(owner, content or Content(mappings={}))
+        first = next(iter(changed.owners.values()))
+        return json(Changed, changed, **({"ETag": f'"{first.etag}"'} if first and len(contents) == 1 else {}))
+
+    def _alive(self, content: Content) -> None:
+        """Refuse a content whose process or namespace has gone before it came, or never was one."""
+        try:
+            self._at.incarnation(content)
+        except (ValueError, OSError) as error:
+            raise Refused(problem("invalid", f"{error}; the mappings would go at once")) from None
+
+    def _held(self, owner: str) -> Any:
+        held = self._at.reconciler.register.held.get(owner)
+        return held.content.mappings if held else ()
+
+    async def gc(self, request: web.Request) -> web.Response:
+        """Take away the owners under a prefix that are not valid any more."""
+        wished: GcBody = adapter(GcBody).validate_json(await body(request))
+        valid = set(wished.valid)
+        gone = [o.owner for o in self._at.views.owners(wished.prefix) if o.owner not in valid and o.source == "api"]
+        for owner in gone:
+            self._at.access.write(request[CALLER], owner, self._held(owner))
+        if gone:
+            await self._at.reconciler.fulfil(Wish(owners=dict.fromkeys(gone), promised=True))
+            for owner in gone:
+                self._at.follow(owner, Content(mappings={}))
+        return web.json_response({"removed": gone})
+
+    async def mappings(self, request: web.Request) -> web.Response:
+        """List mappings."""
+        query = _query(request, "owner", "port", "protocol", "counters")
+        port = query.get("port")
+        if port is not None and not (port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65536):
+            return problem("invalid", f"port={port[:20]} is not a port; ports are 1 to 65535")
+        counters = await self._at.counters() if _flag(query, "counters") else None
+        number = int(port) if port else None
+        found = self._at.views.mappings(query.get("owner"), number, query.get("protocol"), counters)
+        return json(Mappings, Mappings(mappings=list(found)))
+
+    async def reload(self, request: web.Request) -> web.Response:
+        """Read all drop-ins again."""
+        self._at.access.manage(request[CALLER])
+        return web.json_response({"errors": await self._at.reload()})
+
+    async def status(self, _request: web.Request) -> web.Response:
+        """The daemon's state."""
+        found = self._at.status()
+        for kind in ("conflict", "refused", "port-in-use"):
+            found[_LISTS[kind]] = []
+        for mapping in self._at.views.in_trouble():
+            found[_LISTS[mapping.state]].append(adapter(MappingState).dump_python(mapping))
+        return web.json_response(found)
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        """Prometheus' exposition."""
+        written = await self._at.metrics()
+        return web.Response(body=written, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def openapi(self, _request: web.Request) -> web.Response:
+        """This API."""
+        return web.Response(body=self._at.openapi(), content_type="application/json")
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """Follow what happens, a line of JSON each."""
+        since = _query(request, "since").get("since", "")
+        if since and not (since.isascii() and since.isdecimal() and len(since) <= 19):
+            return problem("invalid", f"since={since[:20]} is not a sequence number")
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            async for event in self._at.events.follow(int(since) if since else None):
+                async with asyncio.timeout(_PATIENCE):
+                    await response.write(event.json().encode() + b"\n")
+        return response
+
+
+def _query(request: web.Request, *known: str) -> dict[str, str]:
+    """The query. An unknown parameter is refused: a mistyped dry_run must not act."""
+    unknown = sorted(set(request.query) - set(known))
+    if unknown:
+        right = f"known parameters are {', '.join(known)}"
+        raise Refused(problem("invalid", f"unknown parameter {describe(unknown[0])}; {right}"))
+    return {name: request.query[name] for name in request.query}
+
+
+def _flag(query: AbstractMapping[str, str], name: str) -> bool:
+    value = query.get(name, "false")
+    if value not in ("true", "false", "1", "0"):
+        raise Refused(problem("invalid", f"{name}={value[:20]!r} is neither true nor false"))
+    return value in ("true", "1")
+
+
+def _name(request: web.Request, *, recovered: bool = False) -> str:
+    owner = request.match_info["owner"]
+    if recovered and owner == "recovered:store":
+        return owner
+    try:
+        return str(adapter(OwnerName).validate_python(owner))
+    except ValidationError:
+        right = "up to 255 of letters, digits and ._:/@+- and does not begin with file:"
+        raise Refused(problem("invalid", f"{owner[:80]!r} names no owner of the API; a name is {right}")) from None
+
+
+def _matches(request: web.Request, owner: str) -> dict[str, frozenset[str]]:
+    """RFC 9110, 13.1.1 and 13.1.2."""
+    if (wanted := request.headers.get("If-Match")) is not None:
+        return {owner: frozenset(tag.strip().strip('"') or "-" for tag in wanted.split(","))}
+    return {owner: frozenset([""])} if request.headers.get("If-None-Match", "").strip() == "*" else {}
+
+
+def _unknown(request: web.Request) -> web.Response:
+    return problem("not-found", f"{request.match_info['owner'][:255]} has no mappings")

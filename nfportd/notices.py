@@ -1,0 +1,58 @@
+"""What the reconciler did, told to those who watch: events and metrics.
+
+Must not change anything. The one idea: the reconciler calls, nobody answers; a watcher cannot slow it down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nfportd.events import Events, Kind
+from nfportd.metrics import Metrics
+from nfportd.model import Mapping
+from nfportd.register import Change, Register
+from nfportd.wishes import Waiting
+
+
+class Notices:
+    """Turns what happened into events and metrics."""
+
+    def __init__(self, register: Register, events: Events, metrics: Metrics) -> None:
+        self._register = register
+        self._events = events
+        self._metrics = metrics
+
+    def transaction(self, seconds: float, *, ok: bool) -> None:
+        """A transaction took so long."""
+        self._metrics.transaction(seconds, ok)
+
+    def flushed(self, requests: int) -> None:
+        """Stale flows were deleted by so many requests."""
+        self._metrics.flush(requests)
+
+    def fulfilled(self, change: Change, waiting: Iterable[Waiting]) -> None:
+        """A wish came true, but for what waits."""
+        for owner, before in change.before.items():
+            held = self._register.held.get(owner)
+            old = before.content.mappings.keys() if before else set()
+            new = held.content.mappings.keys() if held else set()
+            gone = {str(mapping.listen): mapping for mapping in old - new}
+            for mapping in new - old:
+                kind = Kind.CHANGED if gone.pop(str(mapping.listen), None) else Kind.ADDED
+                self._add(kind, owner, mapping)
+            for mapping in gone.values():
+                self._add(Kind.REMOVED, owner, mapping)
+        for each in waiting:
+            self._events.add(Kind.CONFLICT, each.claim.owner, key=str(each.keys[0]), detail=f"held by {each.holder}")
+
+    def refused(self, owner: str, detail: str) -> None:
+        """The kernel refused something of an owner."""
+        self._events.add(Kind.REFUSED, owner, detail=detail)
+
+    def reload(self, detail: str) -> None:
+        """Drop-ins were read."""
+        self._events.add(Kind.RELOAD, "", detail=detail)
+
+    def _add(self, kind: Kind, owner: str, mapping: Mapping) -> None:
+        listen = f"{mapping.listen}/{'+'.join(mapping.protocol)}"
+        self._events.add(kind, owner, key=listen, target=", ".join(map(str, mapping.targets)), detail=mapping.name)
