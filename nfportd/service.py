@@ -59,6 +59,8 @@ class Service:
     def follow(self, owner: str, content: Content) -> None:
         """Let an owner's mappings end with what they are bound to; raises nothing, for what has gone has ended."""
         try:
+            if content.bound_to and self.incarnation(content) != content.bound_to:
+                raise ValueError("its pid or path belongs to another now")
             self._lifetimes.follow(owner, deadline=content.expires_at, pid=content.pid, netns=content.netns)
         except ValueError as error:
             self._ended(owner, str(error))

@@ -26,7 +26,8 @@ def rfc3339(seconds: float) -> str:
 class Content:
     """All that one owner wishes: mappings (with the lines in which they begin, 0 where there is no file), and how long.
 
-    `expires_at`: seconds since the epoch; `pid`, `netns`: the mappings go when that process or namespace has gone.
+    `expires_at`: seconds since the epoch; `pid`, `netns`: the mappings go when that process or namespace has gone;
+    `bound_to` tells which they were, for a pid or path may belong to another after a restart.
     """
 
     mappings: AbstractMapping[Mapping, int]
@@ -34,6 +35,7 @@ class Content:
     expires_at: float | None = None
     pid: int | None = None
     netns: str | None = None
+    bound_to: str = ""
 
     @property
     def etag(self) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping as AbstractMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import web
@@ -139,12 +139,11 @@ class Routes:
         dry_run: bool = False,
     ) -> web.Response:
         dry_run = dry_run or _flag(_query(request, "dry_run"), "dry_run")
+        contents = {owner: content and self._bound(content) for owner, content in contents.items()}
         for owner, content in contents.items():
             # What the owner has now is taken away or changed, so it must be the caller's to take.
             wanted = {*self._held(owner), *(content.mappings if content else ())}
             self._at.access.write(request[CALLER], owner, wanted)
-            if content:
-                self._alive(content)
         wish = Wish(owners=contents, promised=True, dry_run=dry_run, matches=matches)
         outcome = await self._at.reconciler.fulfil(wish)
         changed = Changed(
@@ -159,10 +158,10 @@ class Routes:
         first = next(iter(changed.owners.values()))
         return json(Changed, changed, **({"ETag": f'"{first.etag}"'} if first and len(contents) == 1 else {}))
 
-    def _alive(self, content: Content) -> None:
-        """Refuse a content whose process or namespace has gone before it came, or never was one."""
+    def _bound(self, content: Content) -> Content:
+        """The content bound to its process or namespace, which is refused if it has gone or never was one."""
         try:
-            self._at.incarnation(content)
+            return replace(content, bound_to=self._at.incarnation(content))
         except (ValueError, OSError) as error:
             raise Refused(problem("invalid", f"{error}; the mappings would go at once")) from None
 

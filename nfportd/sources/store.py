@@ -162,6 +162,7 @@ def _row(content: Content) -> dict[str, Any]:
         "expires_at": content.expires_at,
         "pid": content.pid,
         "netns": content.netns,
+        "bound_to": content.bound_to,
     }
 
 
@@ -173,4 +174,5 @@ def _content(row: dict[str, Any], persistent: bool) -> Content:
         expires_at=row["expires_at"],
         pid=row["pid"],
         netns=row["netns"],
+        bound_to=row["bound_to"],
     )

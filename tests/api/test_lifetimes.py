@@ -68,6 +68,20 @@ def test_a_deadline_goes_on_across_a_restart(lab: Lab, daemon: Daemon, api: Clie
     assert states(api) == {}
 
 
+def test_a_namespace_made_anew_while_the_daemon_was_away_is_another(lab: Lab, daemon: Daemon, api: Client) -> None:
+    pod = lab.space("reborn")
+    path = f"/run/netns/{pod.full}"
+    api.put("pod", body(mapping(8080), netns=path))
+    daemon.kill9()
+    subprocess.run(["ip", "netns", "delete", pod.full], check=True)
+    subprocess.run(["ip", "netns", "add", pod.full], check=True)
+    daemon.start()
+
+    eventually(lambda: answers(lab, 8080), "refused")
+    assert states(api) == {}
+    assert re.search(r"pod ends: its pid or path belongs to another", daemon.log)
+
+
 @pytest.mark.parametrize("expires_in", [0, -1, 1e300, "NaN", "Infinity", True, "5", [], 4e8])
 def test_a_deadline_is_a_number_of_seconds(api: Client, expires_in: object) -> None:
     wish = body(mapping(8080), expires_in=float(expires_in) if expires_in in ("NaN", "Infinity") else expires_in)
