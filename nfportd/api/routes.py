@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping as AbstractMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping as AbstractMapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import web
 from pydantic import ValidationError
 
-from nfportd.access import Access
+from nfportd.access import Access, Caller
 from nfportd.api.bodies import (
     Changed,
     CheckBody,
@@ -36,7 +36,7 @@ from nfportd.api.views import Counters, Views
 from nfportd.events import Events
 from nfportd.notation import describe
 from nfportd.reconciler import Reconciler
-from nfportd.wishes import Content, Wish
+from nfportd.wishes import Content, PreconditionFailed, Wish
 
 #: Where /v1/status lists mappings that are not in force, by their state.
 _LISTS = {"conflict": "conflicts", "refused": "refused", "port-in-use": "port_in_use", "active": "active"}
@@ -144,6 +144,7 @@ class Routes:
             # What the owner has now is taken away or changed, so it must be the caller's to take.
             wanted = {*self._held(owner), *(content.mappings if content else ())}
             self._at.access.write(request[CALLER], owner, wanted)
+        matches = self._pinned(request[CALLER], contents, matches)
         wish = Wish(owners=contents, promised=True, dry_run=dry_run, matches=matches)
         outcome = await self._at.reconciler.fulfil(wish)
         changed = Changed(
@@ -165,6 +166,22 @@ class Routes:
         except (ValueError, OSError) as error:
             raise Refused(problem("invalid", f"{error}; the mappings would go at once")) from None
 
+    def _pinned(
+        self, caller: Caller, owners: Iterable[str], matches: AbstractMapping[str, frozenset[str]]
+    ) -> AbstractMapping[str, frozenset[str]]:
+        """The tags to match; for a caller of the access list also those that its rights were just held against."""
+        if self._at.access.trusts(caller):
+            return matches
+        pinned = {}
+        for owner in owners:
+            held = self._at.reconciler.register.held.get(owner)
+            etag = held.content.etag if held else ""
+            wanted = matches.get(owner, frozenset([etag]))
+            if etag not in wanted and not ("*" in wanted and etag):
+                raise PreconditionFailed(owner, etag or None)
+            pinned[owner] = frozenset([etag])
+        return pinned
+
     def _held(self, owner: str) -> Any:
         held = self._at.reconciler.register.held.get(owner)
         return held.content.mappings if held else ()
@@ -177,7 +194,8 @@ class Routes:
         for owner in gone:
             self._at.access.write(request[CALLER], owner, self._held(owner))
         if gone:
-            await self._at.reconciler.fulfil(Wish(owners=dict.fromkeys(gone), promised=True))
+            matches = self._pinned(request[CALLER], gone, {})
+            await self._at.reconciler.fulfil(Wish(owners=dict.fromkeys(gone), promised=True, matches=matches))
             for owner in gone:
                 self._at.follow(owner, Content(mappings={}))
         return web.json_response({"removed": gone})
