@@ -66,7 +66,7 @@ class Metrics:
             "nfportd_repairs_total", "Changes by others to the table that were undone.", registry=self._registry
         )
         self._flushes = Counter(
-            "nfportd_conntrack_flushes_total", "Conntrack entries deleted as stale.", registry=self._registry
+            "nfportd_conntrack_flushes_total", "Requests to delete stale conntrack entries.", registry=self._registry
         )
         self._reload_errors = Gauge(
             "nfportd_reload_errors", "Errors in a drop-in as it was last read.", ["file"], registry=self._registry
