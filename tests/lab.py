@@ -180,7 +180,7 @@ class Lab:
 
     def reset(self) -> None:
         """The host as it was built, whatever a daemon that was killed has left in it."""
-        self.host.nft("add table inet nfportd\ndelete table inet nfportd\n")
+        self.host.run(["nft", "delete", "table", "inet", "nfportd"], check=False)  # there may be none
         for interface in HOST:
             self.host.sysctl(f"net/ipv4/conf/{interface}/route_localnet", 0)
         for route in self.host.ip("-6", "route", "show", "table", "local", "::1").splitlines():
