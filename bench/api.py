@@ -5,8 +5,10 @@ Must not reach past the socket. The one idea: the sizes are measured in turn, an
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import json
+import shutil
 import socket
 import statistics
 import sys
@@ -50,6 +52,7 @@ def daemon_of(lab: Lab, name: str) -> Daemon:
     """A daemon whose run directory is in memory, as /run is."""
     host(lab, name)
     run = tempfile.mkdtemp(prefix="nfportd-bench-", dir="/dev/shm")
+    atexit.register(shutil.rmtree, run, ignore_errors=True)
     daemon = Daemon(lab, space=name, arguments=["--run-dir", run])
     daemon.socket = Path(run) / "nfportd.sock"
     return daemon
