@@ -18,10 +18,8 @@ from click.shell_completion import get_completion_class
 
 from nfportd import changes, printing
 from nfportd.client import DEFAULT_SOCKET, Client, Json, NotReachable, Problem
-from nfportd.errors import EXIT_WRONG, NfportdError
+from nfportd.errors import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_WRONG, NfportdError
 
-EXIT_UNREACHABLE = 3
-EXIT_REFUSED = 4
 #: What is not here has EXIT_WRONG.
 _EXITS = {"denied": EXIT_REFUSED, "conflict": EXIT_REFUSED, "port-in-use": EXIT_REFUSED, "busy": EXIT_UNREACHABLE}
 

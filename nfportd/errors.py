@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: The exit status of the programs (docs/architecture.md): the input or the state is wrong; wrong usage.
+#: The exit statuses of the programs beside 0; wrong usage is 2, by click.
 EXIT_WRONG = 1
-EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+EXIT_REFUSED = 4
 
 
 class NfportdError(Exception):

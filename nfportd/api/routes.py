@@ -34,6 +34,7 @@ from nfportd.api.problems import problem
 from nfportd.api.server import CALLER, Refused, body
 from nfportd.api.views import Counters, Views
 from nfportd.events import Events
+from nfportd.metrics import CONTENT_TYPE
 from nfportd.notation import describe
 from nfportd.reconciler import Reconciler
 from nfportd.wishes import Content, PreconditionFailed, Wish
@@ -228,7 +229,7 @@ class Routes:
     async def metrics(self, _request: web.Request) -> web.Response:
         """Prometheus' exposition."""
         written = await self._at.metrics()
-        return web.Response(body=written, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return web.Response(body=written, headers={"Content-Type": CONTENT_TYPE})
 
     async def openapi(self, _request: web.Request) -> web.Response:
         """This API."""
