@@ -105,7 +105,7 @@ _AS_IT_IS = _Lifetime(None, None)
 @click.option("--protocol", multiple=True, type=click.Choice(PROTOCOLS), default=("tcp",), show_default=True)
 @click.option("--name", help="Appears in messages, and is what remove takes.")
 @click.option("--comment")
-@click.option("--masquerade", type=click.Choice(["auto", "always"]), default="auto", show_default=True)
+@click.option("--masquerade", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True)
 @click.option("--on-change", type=click.Choice(["keep", "cut"]), default="keep", show_default=True)
 @click.option(
     "--source",

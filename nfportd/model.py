@@ -174,10 +174,10 @@ class Mapping:
     """Listen -> target for one or more protocols. Values that exist are valid; made by `validation.mapping`.
 
     `masquerade` auto hides the client's address only where the answer would not come back through this host
-    (hairpin, loopback); always hides it every time. `on_change` says what becomes of running TCP flows when the
-    target changes: keep lets them end by themselves, cut ends them. `sources` are the clients that may connect from
-    elsewhere, everybody if empty. `shadow_listener` takes the port although a process of this host listens on it;
-    `reserve` holds the port, so that none can.
+    (hairpin, loopback); always hides it every time; never only that of loopback. `on_change` says what becomes of
+    running TCP flows when the target changes: keep lets them end by themselves, cut ends them. `sources` are the
+    clients that may connect from elsewhere, everybody if empty. `shadow_listener` takes the port although a process
+    of this host listens on it; `reserve` holds the port, so that none can.
     """
 
     name: _Text | None = None
@@ -186,7 +186,7 @@ class Mapping:
         Protocol.TCP,
     )
     targets: Annotated[tuple[_TargetField, ...], BeforeValidator(_one_or_list), AfterValidator(_one_a_family)]
-    masquerade: Literal["auto", "always"] = "auto"
+    masquerade: Literal["auto", "always", "never"] = "auto"
     on_change: Literal["keep", "cut"] = "keep"
     comment: _Text | None = None
     sources: Annotated[tuple[_SourceField, ...], BeforeValidator(_sources), AfterValidator(_distinct_sources)] = ()
