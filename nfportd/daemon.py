@@ -139,6 +139,7 @@ def _application(reconciler: Reconciler, service: Service, source: _Source, sett
         events=service.events,
         counters=service.counters,
         status=service.status,
+        drift=service.drift,
         reload=source.reload,
         follow=service.follow,
         incarnation=service.incarnation,
