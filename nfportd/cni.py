@@ -364,6 +364,7 @@ def _essence(mapping: Json) -> tuple[str, str, tuple[str, ...], str]:
 
 def _publish(config: Json, owner: str, body: Json) -> None:
     deadline = time.monotonic() + PATIENCE
+    shadow: Json = {}
     while True:
         status, answer = _ask_or(TRY_AGAIN, config, "PUT", _path(owner), body)
         if status == 200:
@@ -373,13 +374,33 @@ def _publish(config: Json, owner: str, body: Json) -> None:
             if time.monotonic() > deadline:
                 raise Failure(TRY_AGAIN, f"another container has the port: {_detail(answer)}")
             time.sleep(_PAUSE)
+        elif _problem(answer) == "port-in-use" and not shadow and _is_reserved(answer.get("process")):
+            shadow = {"shadow_listener": True}
+            body = {**body, "mappings": [{**each, **shadow} for each in body["mappings"]]}
         else:
             raise _refusal(answer)
 
 
+def _is_reserved(process: Json | None) -> bool:
+    """Whether podman's conmon listens for this very container, to keep its ports from others; it never answers."""
+    container = os.environ["CNI_CONTAINERID"].encode()
+    for pid in [str(process["pid"])] if process else filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                program, *arguments = file.read().split(b"\0")
+        except OSError:
+            continue
+        if program.endswith(b"conmon") and container in arguments:
+            return True
+    return False
+
+
 def _refusal(answer: Json) -> Failure:
-    name = str(answer.get("type", "")).rpartition(":")[2]
-    return Failure(_CODES.get(name, INVALID), _detail(answer), str(answer.get("title", "")))
+    return Failure(_CODES.get(_problem(answer), INVALID), _detail(answer), str(answer.get("title", "")))
+
+
+def _problem(answer: Json) -> str:
+    return str(answer.get("type", "")).rpartition(":")[2]
 
 
 def _detail(answer: Json) -> str:

@@ -199,17 +199,18 @@ class _Source:
         for each in outcome.waiting:
             more = f" and {len(each.keys) - 1} more" if len(each.keys) > 1 else ""
             _log.warning("%s waits for %s%s, held by %s", each.claim, each.keys[0], more, each.holder)
+        holder = self._reconciler.register.desired.holder
         for key, (address, process) in outcome.blocked.items():
-            who = f"{process[1]} (pid {process[0]})" if process else "a process of this host"
-            _log.error(
-                "%s of %s is not in force: %s listens on %s; stop it, or set shadow_listener: true",
-                key,
-                self._reconciler.register.desired.holder(key),
-                who,
-                address,
-            )
+            why = "stop it, or set shadow_listener: true"
+            _log.error("%s of %s is not in force: %s on %s; %s", key, holder(key), _listens(process), address, why)
+        for key, (address, process) in outcome.shadowed.items():
+            _log.warning("%s of %s holds, though %s on %s", key, holder(key), _listens(process), address)
         added, removed = self._reconciler.elements_added, self._reconciler.elements_removed
         _log.info("applied: %s: +%d -%d elements in %.1f ms", what, added, removed, seconds * 1000)
+
+
+def _listens(process: tuple[int, str] | None) -> str:
+    return f"{process[1]} (pid {process[0]}) listens" if process else "a process of this host listens"
 
 
 @contextlib.contextmanager

@@ -285,7 +285,7 @@ class Reconciler:
         mine = {claim: reason for claim, reason in refused.items() if claim.owner in owners}
         blocked = {key: who for key, who in self._desired.blocked.items() if key in change.touched}
         held = {owner: self.register.held.get(owner) for owner in owners}
-        return Outcome(change.added, change.removed, waiting, mine, blocked, held)
+        return Outcome(change.added, change.removed, waiting, mine, blocked, change.shadowed, held)
 
     def _again(self) -> Touched:
         """The keys to try again: of refused mappings, and those on which a process listened."""
