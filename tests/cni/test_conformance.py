@@ -150,6 +150,7 @@ def test_the_error_has_the_version_of_the_configuration(t1: Attachment) -> None:
         ({"runtimeConfig": {"portMappings": {}}}, "portMappings"),
         ({"runtimeConfig": {"portMappings": [8080]}}, "portMappings"),
         ({"snat": "no"}, "snat"),
+        ({"snat": 0}, "snat"),
         ({"masqAll": 1}, "masqAll"),
     ],
 )
@@ -187,6 +188,14 @@ def test_an_invalid_port_says_what_is_wrong(t1: Attachment, verb: str, entry: di
     assert (reply.code, says in reply.message) == (7, True), reply
 
 
+def test_names_count_in_any_case_as_containerd_writes_them(t1: Attachment, lab: Lab) -> None:
+    entry = {"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": HOST4}
+    t1.add(entry)
+
+    assert answers(lab.outside, HOST4, 8080) == "t1"
+    assert t1.call("CHECK", entry).status == 0
+
+
 def test_two_entries_for_one_key_are_refused_as_a_whole(t1: Attachment, lab: Lab) -> None:
     reply = t1.call("ADD", port(9090, 90), port(8080, 80), port(8080, 81))
 
@@ -213,6 +222,15 @@ def test_what_the_plugin_does_not_know_is_left_alone(t1: Attachment) -> None:
     before = {**result(LATEST, t1.addresses, sandbox=t1.netns), "future": {"a": [1.5, None, "ä"]}}
 
     assert t1.add(WEB, prevResult=before, **more).json == before
+
+
+@pytest.mark.parametrize("name", ["snat", "masqAll", "conditionsV4", "backend", "socket", "runtimeConfig"])
+def test_null_is_the_default(t1: Attachment, lab: Lab, name: str) -> None:
+    reply = t1.say("ADD", json.dumps({**t1.configuration(WEB), name: None}).encode())
+
+    assert (reply.status, reply.remarks) == (0, "")
+    own = ADDRESSES["outside"][0]
+    assert name == "runtimeConfig" or lab.outside.ask(HOST4, 8080).source == own
 
 
 def test_the_socket_of_the_configuration_goes_before_the_environments(t1: Attachment) -> None:

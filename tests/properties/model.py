@@ -12,8 +12,8 @@ from nfportd.desired import Elements
 from nfportd.model import Endpoint, Key, Mapping
 from tests.properties.strategies import Wishes
 
-KINDS = ("any", "addr", "always_any", "always_addr", "never_any", "never_addr", "guarded_any", "guarded_addr", "open_addr", "allowed_any",
-         "allowed_addr", "onlink")  # fmt: skip
+KINDS = ("any", "addr", "always_any", "always_addr", "never_any", "never_addr", "guarded_any", "guarded_addr",
+         "open_addr", "allowed_any", "allowed_addr", "onlink")  # fmt: skip
 NAMES = tuple(f"{kind}{family}" for kind in KINDS for family in (4, 6))
 
 
