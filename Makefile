@@ -13,6 +13,8 @@ PACKAGES := ca-certificates netbase nftables python3-nftables python3-venv pytho
             iproute2 conntrack procps curl
 # For example: make test PYTEST_ARGS='-k hairpin -x'
 PYTEST_ARGS :=
+# A file is one worker's, for its tests share a laboratory.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # What the tests of container runtimes drive.
 RUNTIMES := containerd runc crun conmon podman netavark aardvark-dns containernetworking-plugins busybox-static \
@@ -37,11 +39,11 @@ demo: venv ## publish ports of a small network made of namespaces, and show each
 	@$(BIN)/python -m tests.demo
 
 test: lint ## ruff, mypy and the test suite (root: it makes network namespaces)
-	$(BIN)/python -m pytest tests --ignore=tests/runtimes --ignore=tests/recipes $(PYTEST_ARGS)
+	$(PYTEST) tests --ignore=tests/runtimes --ignore=tests/recipes $(PYTEST_ARGS)
 
 test-runtimes: venv ## containerd, podman, nspawn and LXC publish ports here (root; installs them on this host)
 	$(call install,$(RUNTIMES))
-	$(BIN)/python -m pytest tests/runtimes tests/recipes $(PYTEST_ARGS)
+	$(PYTEST) tests/runtimes tests/recipes $(PYTEST_ARGS)
 
 test-trixie: venv ## the test suite on Debian 13 userland: nft 1.1.3, Python 3.13 (root)
 	tests/trixie.sh $(PYTEST_ARGS)
