@@ -6,6 +6,8 @@ so in one line, with its exit status, and is not tried again.
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.conftest import dropin, mapping
@@ -105,8 +107,8 @@ def test_without_ipv6_the_rest_works_and_one_line_says_so(stopped: Machine, lab:
 @pytest.mark.parametrize(
     ("lacks", "says"),
     [
-        ("CapabilityBoundingSet=\nAmbientCapabilities=", "nftables cannot be used: Operation not permitted"),
-        ("RestrictAddressFamilies=\nRestrictAddressFamilies=AF_UNIX", "the kernel gives no netlink socket"),
+        ("CapabilityBoundingSet=\nAmbientCapabilities=", "nftables cannot be used: .*Operation not permitted.*"),
+        ("RestrictAddressFamilies=\nRestrictAddressFamilies=AF_UNIX", "the kernel gives no netlink socket .*"),
     ],
 )
 def test_a_host_that_cannot_do_it_is_told_so_once(stopped: Machine, lacks: str, says: str) -> None:
@@ -115,7 +117,8 @@ def test_a_host_that_cannot_do_it_is_told_so_once(stopped: Machine, lacks: str, 
     stopped.systemctl("start", "nfportd", check=False)
 
     assert end_of(stopped) == ("exit-code", "1", "0")
-    assert [line.startswith(says) for line in lines(stopped)] == [True]
+    said = lines(stopped)
+    assert [bool(re.fullmatch(says, line)) for line in said] == [True], said
 
 
 def test_wrong_settings_are_said_once_and_not_tried_again(stopped: Machine) -> None:
@@ -127,26 +130,15 @@ def test_wrong_settings_are_said_once_and_not_tried_again(stopped: Machine) -> N
     assert [line.startswith("/etc/nfportd/nfportd.yaml:1:11: ") for line in lines(stopped)] == [True]
 
 
-@pytest.mark.parametrize(
-    ("path", "mends"),
-    [
-        ("/etc/nfportd/nfportd.yaml", "chmod go-w /etc/nfportd/nfportd.yaml"),
-        ("/var/lib/nfportd/mappings.db", "chmod go-w /var/lib/nfportd/mappings.db"),
-        ("/run/nfportd/sysctls.json", "chmod go-w /run/nfportd/sysctls.json"),
-    ],
-)
-def test_files_that_others_can_write_to_are_refused(stopped: Machine, path: str, mends: str) -> None:
-    stopped.systemctl("start", "nfportd")
-    stopped.systemctl("stop", "nfportd")
-    if not (stopped.root / path.lstrip("/")).exists():
-        stopped.write(path, "")
-    stopped.run("chmod", "666", path)
+def test_state_that_others_can_write_to_is_refused(stopped: Machine) -> None:
+    path = "/run/nfportd/sysctls.json"
+    stopped.write(path, "{}", mode=0o666)
 
     stopped.systemctl("start", "nfportd", check=False)
 
     assert end_of(stopped) == ("exit-code", "1", "0")
-    assert [mends in line and path in line for line in lines(stopped)] == [True]
-    stopped.run("sh", "-c", mends)
+    assert lines(stopped) == [f"{path} can be written to by others (mode 0666); run: chmod go-w {path}"]
+    stopped.run("chmod", "go-w", path)
     stopped.systemctl("start", "nfportd")
 
 

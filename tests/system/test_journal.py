@@ -32,7 +32,7 @@ def test_a_conflict_is_found_by_the_owner_who_waits(service: Machine) -> None:
     line = last(service, Message.WAITING, "NFPORTD_OWNER=file:b.yaml")
 
     assert (line["NFPORTD_KEY"], line["PRIORITY"]) == ("0.0.0.0:8080/tcp", "4")
-    assert "held by file:a.yaml" in line["MESSAGE"]
+    assert 'held by mapping "first" (file:a.yaml line 2)' in line["MESSAGE"]
 
 
 def test_a_broken_file_is_found_by_its_name(service: Machine) -> None:
