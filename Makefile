@@ -11,6 +11,10 @@ BIN := $(VENV)/bin
 # netbase has /etc/protocols, without which nft lists tcp as 6.
 PACKAGES := ca-certificates netbase nftables python3-nftables python3-venv python3-systemd python3-yaml \
             iproute2 conntrack procps curl
+BUILDING := python3-hatchling
+PACKAGING := debhelper dh-python dpkg-dev python3-pip lintian
+# Where `make install` puts programs, units and pages; the modules go to /opt/nfportd.
+PREFIX := /usr/local
 # For example: make test PYTEST_ARGS='-k hairpin -x'
 PYTEST_ARGS :=
 # A file is one worker's, for its tests share a laboratory.
@@ -30,7 +34,8 @@ define install
 	fi
 endef
 
-.PHONY: help demo test test-runtimes test-trixie lint bench run venv packages clean
+.PHONY: help demo test test-runtimes test-trixie lint bench run install uninstall deb deb-trixie manual lock
+.PHONY: venv packages clean
 
 help: ## this text
 	@sed -nE 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -58,6 +63,27 @@ bench: venv ## measure what the README claims (root)
 
 run: venv ## the daemon in the foreground with /etc/nfportd and /etc/nfportd.d (root)
 	$(BIN)/nfportd
+
+install: PACKAGES += $(BUILDING)
+install: packages ## on this system: programs, units, example config, man pages, completions (root; DESTDIR, PREFIX)
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/install.sh install
+
+uninstall: ## stop nfportd and take away what install put there; changed config is kept (root)
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/install.sh uninstall
+
+deb: PACKAGES += $(BUILDING) $(PACKAGING)
+deb: packages ## a Debian package for the release that this system runs, in build/deb
+	@package=$$(packaging/deb.sh); lintian --allow-root "$$package"; echo "$$package"
+
+deb-trixie: PACKAGES += $(PACKAGING)
+deb-trixie: packages ## the same for Debian 13, built in a root made for that (root)
+	@package=$$(packaging/deb.sh --trixie); lintian --allow-root "$$package"; echo "$$package"
+
+manual: venv ## docs/man and the tables of the README, from the code and the texts
+	$(BIN)/python docs/manual.py
+
+lock: ## the versions that install and deb bring along, as new as pyproject.toml allows
+	packaging/lock.sh
 
 venv: $(VENV)/.stamp ## the virtual environment, and the Debian packages that it needs
 

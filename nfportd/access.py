@@ -54,13 +54,21 @@ class Rule:
     """What callers with a uid or gid may do. Keys that are left out do not restrict."""
 
     uid: int | None = None
+    """Of this user's processes."""
     gid: int | None = None
+    """Of the processes with this group, primary or supplementary."""
     write: bool = False
+    """`true`: may publish and withdraw; `false`: may only look."""
     owners: str = ""
+    """Names of owners begin with this."""
     ports: tuple[_PortsField, ...] = (Ports(1, 65535),)
+    """Listen ports: a list of ports and ranges."""
     protocols: tuple[Protocol, ...] = tuple(Protocol)
+    """A list of `tcp`, `udp` and `sctp`."""
     listen: tuple[_Prefix, ...] = ()
+    """Prefixes that hold the listen address; with them, a port on every address is refused. Left out: any."""
     targets: tuple[_Prefix, ...] = ()
+    """Prefixes that hold each target. Left out: any."""
 
     @model_validator(mode="after")
     def _names_somebody(self) -> Rule:

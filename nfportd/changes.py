@@ -102,11 +102,30 @@ _AS_IT_IS = _Lifetime(None, None)
 @click.argument("listen", callback=_written(parse_listen))
 @click.argument("targets", metavar="TARGET...", nargs=-1, required=True, callback=_written(parse_target))
 @_owner
-@click.option("--protocol", multiple=True, type=click.Choice(PROTOCOLS), default=("tcp",), show_default=True)
+@click.option(
+    "--protocol",
+    multiple=True,
+    type=click.Choice(PROTOCOLS),
+    default=("tcp",),
+    show_default=True,
+    help="May be repeated.",
+)
 @click.option("--name", help="Appears in messages, and is what remove takes.")
-@click.option("--comment")
-@click.option("--masquerade", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True)
-@click.option("--on-change", type=click.Choice(["keep", "cut"]), default="keep", show_default=True)
+@click.option("--comment", help="Text for people.")
+@click.option(
+    "--masquerade",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Hide the client's address from the target: where it must be, always, or only from loopback.",
+)
+@click.option(
+    "--on-change",
+    type=click.Choice(["keep", "cut"]),
+    default="keep",
+    show_default=True,
+    help="What becomes of TCP connections when the target changes or goes.",
+)
 @click.option(
     "--source",
     "sources",
@@ -126,6 +145,16 @@ def add(
     """Publish LISTEN: forward its connections to TARGET, at most one of each address family.
 
     LISTEN is 8080, 20000-20099, 192.0.2.1:8080 or '[2001:db8::1]:8080'; TARGET is 10.88.0.11:80 or '[fd88::11]:80'.
+
+    \b
+    Examples:
+      nfportctl add 8080 10.88.0.11:80 '[fd88::11]:80' --name web
+      nfportctl add 127.0.0.1:5432 10.88.0.12:5432 --persistent
+      nfportctl add 20000-20099 10.88.0.11:30000-30099 --protocol udp
+      nfportctl add 2222 10.88.0.13:22 --source 192.0.2.0/24 --expires-in 3600 --owner api:support
+
+    Exit status: 0 it is in force and stored, 1 the input is wrong, 4 another owner or a process has the port, or
+    access is denied; nothing is changed then.
     """
     mapping = {key: list(value) if isinstance(value, tuple) else value for key, value in keys.items() if value}
     mapping["protocol"] = [each for each in PROTOCOLS if each in mapping["protocol"]]
@@ -188,7 +217,16 @@ def _look_at(owner: str, now: Json | None, others: list[Json], mapping: Json, li
 def remove(
     client: Client, which: str | None, owner: str, protocol: str | None, everything: bool, dry_run: bool
 ) -> None:
-    """Withdraw the mapping with this NAME or LISTEN, or all of an owner."""
+    """Withdraw the mapping with this NAME or LISTEN, or all of an owner.
+
+    \b
+    Examples:
+      nfportctl remove web
+      nfportctl remove 8080 --protocol udp
+      nfportctl remove --all --owner api:ci-1742
+
+    Exit status: 0 it is withdrawn, 1 the owner has no such mapping.
+    """
     if (which is None) != everything:
         raise click.UsageError("name one mapping (its name or listen), or say --all")
 
@@ -229,7 +267,16 @@ def _without(owner: str, mappings: list[Json], which: str, protocol: str | None)
 def apply(
     client: Client, file: str, owner: str, persistent: bool | None, expires_in: int | None, dry_run: bool
 ) -> None:
-    """Make the mappings of FILE all that an owner has. FILE is written like a drop-in."""
+    """Make the mappings of FILE all that an owner has. FILE is written like a drop-in.
+
+    \b
+    Examples:
+      nfportctl apply -f web.yaml --owner api:web --dry-run
+      render web.j2 | nfportctl apply -f - --owner api:web --persistent
+
+    Exit status: 0 all of it is in force, 1 the input is wrong, 4 a port is taken or access is denied; nothing is
+    changed then.
+    """
     name = "<stdin>" if file == "-" else file
     try:
         with click.open_file(file, "rb") as opened:

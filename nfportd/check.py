@@ -34,12 +34,15 @@ def files(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def problems(found: Iterable[Path], desired: Desired) -> list[Problem]:
-    """Everything wrong in these files and between them. What is right is entered in `desired`."""
+def problems(found: Iterable[Path], desired: Desired, *, trusted: bool) -> list[Problem]:
+    """Everything wrong in these files and between them. What is right is entered in `desired`.
+
+    `trusted`: as the daemon does, refuse files that others can write to; a draft elsewhere may be anybody's.
+    """
     wrong: list[Problem] = []
     for path in found:
         try:
-            desired.replace(str(path), dropins.read(path))
+            desired.replace(str(path), dropins.read(path, trusted=trusted))
         except InvalidInput as error:
             wrong += error.problems
         except FileNotFoundError:

@@ -62,12 +62,19 @@ class _Commands(click.Group):
     default=DEFAULT_SOCKET,
     show_default=True,
     show_envvar=True,
-    help="The daemon's.",
+    help="Where the daemon listens.",
 )
 @click.version_option(package_name="nfportd")
 @click.pass_context
 def main(context: click.Context, socket: str) -> None:
     """Ask nfportd, and publish ports through it.
+
+    \b
+    Examples:
+      nfportctl add 8080 10.88.0.11:80 --name web   # in force when it returns
+      nfportctl list                                # what is published, to where, by whom, how often used
+      nfportctl status                              # what is not in force, and why
+      nfportctl remove web
 
     Exit status: 0 done, 1 the input or the state is wrong, 2 wrong usage, 3 the daemon does not answer, 4 refused
     (another owner or a process has the port, or access is denied).
@@ -101,7 +108,13 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="The API's answe
 @_as_json
 @click.pass_obj
 def list_command(client: Client, owner: str | None, port: int | None, protocol: str | None, as_json: bool) -> None:
-    """List the mappings of all owners, with the connections that they have accepted."""
+    """List the mappings of all owners, with the connections that they have accepted.
+
+    \b
+    Examples:
+      nfportctl list --port 8080
+      nfportctl list --owner file:web.yaml --json
+    """
     found = client.get("/v1/mappings", owner=owner, port=port, protocol=protocol, counters=True)
     if as_json:
         _print_json(found)
@@ -114,7 +127,13 @@ def list_command(client: Client, owner: str | None, port: int | None, protocol: 
 @_as_json
 @click.pass_obj
 def show(client: Client, owner: str, as_json: bool) -> None:
-    """Show one owner and its mappings."""
+    """Show one owner and its mappings.
+
+    \b
+    Examples:
+      nfportctl show api:nfportctl      # what was added by hand
+      nfportctl show file:web.yaml      # what /etc/nfportd.d/web.yaml asks for
+    """
     found = client.owner(owner)
     if found is None:
         raise changes.nothing_of(owner)
@@ -129,7 +148,12 @@ def show(client: Client, owner: str, as_json: bool) -> None:
 @_as_json
 @click.pass_obj
 def owners(client: Client, prefix: str | None, as_json: bool) -> None:
-    """List the owners whose name begins with PREFIX, or all."""
+    """List the owners whose name begins with PREFIX, or all.
+
+    \b
+    Example:
+      nfportctl owners cni:             # the containers that a CNI runtime has published
+    """
     found = client.get("/v1/owners", prefix=prefix)
     if as_json:
         _print_json(found)
@@ -143,7 +167,11 @@ def owners(client: Client, prefix: str | None, as_json: bool) -> None:
 def status(client: Client, as_json: bool) -> None:
     """Show what the daemon holds and what is wrong.
 
-    Exit status 1 where a mapping is not in force or a drop-in is broken.
+    \b
+    Example:
+      nfportctl status || mail -s "$(hostname): ports are not in force" root </dev/null
+
+    Exit status: 0 all is in force, 1 a mapping is not or a drop-in is broken, 3 the daemon does not answer.
     """
     found = client.get("/v1/status")
     if as_json:
@@ -160,7 +188,15 @@ def status(client: Client, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, as the API sends them.")
 @click.pass_obj
 def events(client: Client, since: int | None, as_json: bool) -> None:
-    """Follow what happens, until interrupted."""
+    """Follow what happens, until interrupted.
+
+    \b
+    Examples:
+      nfportctl events --since 0        # begin with the oldest that is known
+      nfportctl events --json | jq -r 'select(.kind == "conflict") | .key'
+
+    Exit status: 0 after ctrl-C, 3 when the daemon ends the stream.
+    """
     last: Json = {}
     try:
         for line in client.events(since):
@@ -176,7 +212,14 @@ def events(client: Client, since: int | None, as_json: bool) -> None:
 @_as_json
 @click.pass_obj
 def reload(client: Client, as_json: bool) -> None:
-    """Have the daemon read all drop-ins again. Exit status 1 where one is broken."""
+    """Have the daemon read all drop-ins again. It follows changes by itself; this waits for them.
+
+    \b
+    Example:
+      cp *.yaml /etc/nfportd.d/ && nfportctl reload
+
+    Exit status: 0 every drop-in is in force as far as it can be, 1 one is broken (its last good content stays).
+    """
     found = client.request("POST", "/v1/reload")
     errors: list[object] = found["errors"]
     if as_json:
@@ -192,9 +235,11 @@ def reload(client: Client, as_json: bool) -> None:
 @main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes SHELL complete nfportctl's commands.
+    """Print what makes SHELL complete nfportctl's commands. An installed nfportctl has it already.
 
-    For bash: nfportctl completion bash > /etc/bash_completion.d/nfportctl
+    \b
+    Example:
+      source <(nfportctl completion bash)
     """
     complete = get_completion_class(shell)
     assert complete is not None

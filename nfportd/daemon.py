@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
-from systemd import daemon as systemd
 
+from nfportd import trust, unit
 from nfportd.access import Access
 from nfportd.api import openapi
 from nfportd.api.routes import Routes, Services
 from nfportd.api.server import Server, application
 from nfportd.api.views import Views
+from nfportd.desired import Claim
 from nfportd.errors import NotPossible
 from nfportd.kernel.conntrack import Conntrack
 from nfportd.kernel.host import Host
@@ -34,6 +35,8 @@ from nfportd.kernel.network import NetworkWatch
 from nfportd.kernel.nft import Nft
 from nfportd.kernel.ports import LocalPorts
 from nfportd.kernel.sysctl import Sysctls
+from nfportd.messages import Message, about
+from nfportd.model import Key
 from nfportd.reconciler import Kernel, Reconciler
 from nfportd.register import Register
 from nfportd.service import Service
@@ -58,19 +61,26 @@ class Paths:
 
 
 async def serve(paths: Paths, settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT. Raises NotPossible where the host cannot do it."""
+    """Run until SIGTERM or SIGINT, or until SIGUSR1, which leaves everything in force for the next run.
+
+    Raises NotPossible where the host cannot do it.
+    """
     # Clients that connect and say nothing must not use up what the store and nft need.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # What we write must be what we would trust.
+    os.umask(0o022)
     with _only_one(paths.run_dir):
+        trust.require((paths.run_dir, paths.state_dir))
         nft = Nft()
         async with _kernel(paths, settings, nft) as kernel:
             store = Store(paths.run_dir / "mappings.db", paths.state_dir / "mappings.db")
             try:
                 await kernel.table.adopt()
-                await _work(kernel, nft, store, paths, settings)
-                systemd.notify("STOPPING=1")
-                await _stop(kernel, settings)
+                ended_by = await _work(kernel, nft, store, paths, settings)
+                unit.stopping()
+                await _stop(kernel, settings, ended_by)
             finally:
                 store.close()
 
@@ -88,20 +98,24 @@ async def _kernel(paths: Paths, settings: Settings, nft: Nft) -> AsyncIterator[K
         nft.close()
 
 
-async def _stop(kernel: Kernel, settings: Settings) -> None:
-    if settings.on_stop == "keep":
-        _log.info("stays in force (on_stop: keep): table inet nfportd, %s", await kernel.host.report())
+async def _stop(kernel: Kernel, settings: Settings, ended_by: signal.Signals) -> None:
+    told = about(Message.STOPPED)
+    if ended_by == signal.SIGUSR1 or settings.on_stop == "keep":
+        why = "for the next run" if ended_by == signal.SIGUSR1 else "on_stop: keep"
+        _log.info("stays in force (%s): table inet nfportd, %s", why, await kernel.host.report(), extra=told)
         return
     # The loopback guard goes last.
     await kernel.host.release()
     await kernel.table.delete()
+    _log.info("stopped", extra=told)
 
 
-async def _work(kernel: Kernel, nft: Nft, store: Store, paths: Paths, settings: Settings) -> None:
-    stop, reread = asyncio.Event(), asyncio.Event()
+async def _work(kernel: Kernel, nft: Nft, store: Store, paths: Paths, settings: Settings) -> signal.Signals:
+    """Serve until a signal ends it; the signal."""
+    ended, reread = asyncio.Queue[signal.Signals](), asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        loop.add_signal_handler(number, ended.put_nowait, number)
     loop.add_signal_handler(signal.SIGHUP, reread.set)
     register = Register()
     dropins = DropIns(paths.dropins, paths.run_dir / "last-good")
@@ -109,12 +123,16 @@ async def _work(kernel: Kernel, nft: Nft, store: Store, paths: Paths, settings: 
     reconciler = service.reconciler = Reconciler(register, kernel, store, service.notices)
     promised = await recovery.promised(store, kernel.table.elements)
     source = _Source(reconciler, dropins, service, promised)
-    server = Server(_application(reconciler, service, source, settings), paths.socket, settings.group)
+    app = _application(reconciler, service, source, settings)
+    server = Server(app, paths.socket, settings.group, unit.inherited())
+    end = asyncio.create_task(ended.get(), name="end")
     tasks = [
+        end,
         asyncio.create_task(reconciler.run(), name="reconciler"),
         asyncio.create_task(source.follow_files(server), name="drop-ins"),
         asyncio.create_task(source.follow_signal(reread), name="SIGHUP"),
-        asyncio.create_task(stop.wait(), name="stop"),
+        asyncio.create_task(unit.tell_status(service.notices.changed, service.summary), name="status"),
+        asyncio.create_task(_live(source, reconciler), name="watchdog"),
     ]
     done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     service.close()
@@ -125,6 +143,13 @@ async def _work(kernel: Kernel, nft: Nft, store: Store, paths: Paths, settings: 
     for task in done:
         # Only the wait for a signal ends without an error.
         task.result()
+    return end.result()
+
+
+async def _live(source: _Source, reconciler: Reconciler) -> None:
+    # A beat before the first wish would bring nothing into force, and so empty an adopted table.
+    await source.ready.wait()
+    await unit.feed_watchdog(reconciler.beat)
 
 
 def _application(reconciler: Reconciler, service: Service, source: _Source, settings: Settings) -> web.Application:
@@ -158,30 +183,33 @@ class _Source:
         self._service = service
         self._promised = promised
         self._turn = asyncio.Lock()
+        self.ready = asyncio.Event()
 
     async def follow_files(self, server: Server) -> None:
         """Bring everything into force, say that we are ready, then follow the files' changes."""
         if not self._dropins.directory.is_dir():
             _log.warning("%s does not exist; mappings are read as soon as it does", self._dropins.directory)
-        ready = False
         async for names in watch.changed(self._dropins.directory):
             await self._take(names, ", ".join(sorted(names)) if names else "all files")
-            if not ready:
-                ready = True
+            if not self.ready.is_set():
                 await server.start()
-                count = self._reconciler.register.desired.count()
-                _log.info("ready: %d mappings, drop-ins from %s", count, self._dropins.directory)
-                systemd.notify("READY=1")
+                count, told = self._reconciler.register.desired.count(), about(Message.READY)
+                _log.info("ready: %d mappings, drop-ins from %s", count, self._dropins.directory, extra=told)
+                unit.ready()
+                self.ready.set()
 
     async def follow_signal(self, reread: asyncio.Event) -> None:
         """Read everything anew at each SIGHUP."""
+        await self.ready.wait()
         while await reread.wait():
             reread.clear()
-            await self._take(None, "all files (SIGHUP)")
+            with unit.reloading():
+                await self._take(None, "all files (SIGHUP)")
 
     async def reload(self) -> list[str]:
         """Read everything anew; return what is wrong in the files."""
-        await self._take(None, "all files (API)")
+        with unit.reloading():
+            await self._take(None, "all files (API)")
         return [str(problem) for problems in self._dropins.problems.values() for problem in problems]
 
     async def _take(self, names: watch.Names, what: str) -> None:
@@ -193,20 +221,29 @@ class _Source:
             for owner, held in promised.held.items():
                 self._service.follow(owner, held.content)
         self._service.notices.reload(what)
-        self._say(what, outcome, time.monotonic() - started)
+        # Where one owner changed, the line is its own.
+        self._say(what, next(iter(wished)) if len(wished) == 1 else "", outcome, time.monotonic() - started)
 
-    def _say(self, what: str, outcome: Outcome, seconds: float) -> None:
+    def _say(self, what: str, owner: str, outcome: Outcome, seconds: float) -> None:
         for each in outcome.waiting:
             more = f" and {len(each.keys) - 1} more" if len(each.keys) > 1 else ""
-            _log.warning("%s waits for %s%s, held by %s", each.claim, each.keys[0], more, each.holder)
-        holder = self._reconciler.register.desired.holder
+            told = about(Message.WAITING, each.claim.owner, each.keys[0])
+            _log.warning("%s waits for %s%s, held by %s", each.claim, each.keys[0], more, each.holder, extra=told)
         for key, (address, process) in outcome.blocked.items():
-            why = "stop it, or set shadow_listener: true"
-            _log.error("%s of %s is not in force: %s on %s; %s", key, holder(key), _listens(process), address, why)
+            holder, told = self._holder(key)
+            text = "%s of %s is not in force: %s on %s; stop it, or set shadow_listener: true"
+            _log.error(text, key, holder, _listens(process), address, extra=told)
         for key, (address, process) in outcome.shadowed.items():
-            _log.warning("%s of %s holds, though %s on %s", key, holder(key), _listens(process), address)
+            holder, told = self._holder(key)
+            _log.warning("%s of %s holds, though %s on %s", key, holder, _listens(process), address, extra=told)
         added, removed = self._reconciler.elements_added, self._reconciler.elements_removed
-        _log.info("applied: %s: +%d -%d elements in %.1f ms", what, added, removed, seconds * 1000)
+        text, told = "applied: %s: +%d -%d elements in %.1f ms", about(Message.APPLIED, owner)
+        _log.info(text, what, added, removed, seconds * 1000, extra=told)
+
+    def _holder(self, key: Key) -> tuple[Claim | None, dict[str, str]]:
+        """Whose key it is, and what a line about it is about."""
+        holder = self._reconciler.register.desired.holder(key)
+        return holder, about(Message.PORT_IN_USE, holder.owner if holder else "", key)
 
 
 def _listens(process: tuple[int, str] | None) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: The exit statuses of the programs beside 0; wrong usage is 2, by click.
+#: The exit statuses of the programs beside 0; wrong usage is 2, by click. A daemon that fails in a way that nobody
+#: foresaw ends with 70 (EX_SOFTWARE of sysexits.h): it is started again, which does not help where it is 1 or 2.
 EXIT_WRONG = 1
 EXIT_UNREACHABLE = 3
 EXIT_REFUSED = 4
+EXIT_CRASHED = 70
 
 
 class NfportdError(Exception):

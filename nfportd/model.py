@@ -173,25 +173,35 @@ _Text = Annotated[str, AfterValidator(_readable)]
 class Mapping:
     """Listen -> target for one or more protocols. Values that exist are valid; made by `validation.mapping`.
 
-    `masquerade` auto hides the client's address only where the answer would not come back through this host
-    (hairpin, loopback); always hides it every time; never only that of loopback. `on_change` says what becomes of
-    running TCP flows when the target changes: keep lets them end by themselves, cut ends them. `sources` are the
-    clients that may connect from elsewhere, everybody if empty. `shadow_listener` takes the port although a process
-    of this host listens on it; `reserve` holds the port, so that none can.
+    What stands under a key is its text in the manual, `nfportd.yaml(5)`.
     """
 
     name: _Text | None = None
+    """By this name messages call the mapping, and `nfportctl remove` takes it."""
     listen: _ListenField
+    """A port (`8080`) or a range (`20000-20099`) on every address of this host, or on one: `192.0.2.1:8080`,
+    `[2001:db8::1]:8080`; `0.0.0.0:8080` is every IPv4 address, `[::]:8080` every IPv6 address."""
     protocol: Annotated[tuple[_ProtocolField, ...], BeforeValidator(_one_or_list), AfterValidator(_distinct)] = (
         Protocol.TCP,
     )
+    """`tcp`, `udp`, `sctp`, or a list of them."""
     targets: Annotated[tuple[_TargetField, ...], BeforeValidator(_one_or_list), AfterValidator(_one_a_family)]
+    """An address with a port, or a list of one for each family: `[10.88.0.11:80, "[fd88::11]:80"]`. A range maps port
+    by port, to equal (`10.88.0.11:20000-20099`) or shifted ports (`10.88.0.11:30000-30099`)."""
     masquerade: Literal["auto", "always", "never"] = "auto"
+    """Which address the target sees. `auto`: the client's, wherever answers come back through this host by themselves,
+    else this host's (connections from loopback, from the target itself and its neighbours). `always`: this host's.
+    `never`: the client's; hairpin works only where the target's answers pass this host all the same, loopback does."""
     on_change: Literal["keep", "cut"] = "keep"
+    """What becomes of running TCP connections when the target changes or goes: `keep` them, or `cut` them."""
     comment: _Text | None = None
+    """Text for people."""
     sources: Annotated[tuple[_SourceField, ...], BeforeValidator(_sources), AfterValidator(_distinct_sources)] = ()
+    """Prefixes of the clients that may connect from elsewhere; others are dropped and counted. Left out: everybody."""
     shadow_listener: Annotated[bool, Field(strict=True)] = False
+    """Take the port although a process of this host listens on it."""
     reserve: Annotated[bool, Field(strict=True)] = False
+    """Hold the port with a socket, so that no process can take it and `ss` shows it."""
 
     @model_validator(mode="after")
     def _sources_are_few(self) -> Mapping:

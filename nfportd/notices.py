@@ -5,6 +5,7 @@ Must not change anything. The one idea: the reconciler calls, nobody answers; a 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
 from nfportd.events import Events, Kind
@@ -21,10 +22,13 @@ class Notices:
         self._register = register
         self._events = events
         self._metrics = metrics
+        #: Set with each change, for who shows what is.
+        self.changed = asyncio.Event()
 
     def transaction(self, seconds: float, *, ok: bool) -> None:
         """A transaction took so long."""
         self._metrics.transaction(seconds, ok)
+        self.changed.set()
 
     def flushed(self, requests: int) -> None:
         """Stale flows were deleted by so many requests."""
@@ -32,6 +36,7 @@ class Notices:
 
     def fulfilled(self, change: Change, waiting: Iterable[Waiting]) -> None:
         """A wish came true, but for what waits."""
+        self.changed.set()
         for owner, before in change.before.items():
             held = self._register.held.get(owner)
             old = before.content.mappings.keys() if before else set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import time
 from collections import deque
@@ -24,6 +25,7 @@ from nfportd.kernel.conntrack import Conntrack
 from nfportd.kernel.host import Host
 from nfportd.kernel.network import NetworkWatch
 from nfportd.kernel.ports import LocalPorts
+from nfportd.messages import Message, about
 from nfportd.model import Key, Mapping
 from nfportd.register import Change, Register
 from nfportd.table import Table
@@ -121,6 +123,11 @@ class Reconciler:
         self._wake.set()
         return await request.answer
 
+    async def beat(self) -> None:
+        """Return once the loop below has come round and nft has answered. Not before the first wish of a start."""
+        await self.fulfil(Wish(owners={}))
+        await self._table.answers()
+
     async def run(self) -> None:
         """Work until cancelled: take what has arrived, bring it into force, answer."""
         while True:
@@ -212,7 +219,7 @@ class Reconciler:
             return False
         try:
             self._reserve(change.touched, promised=request.wish.promised)
-        except PortInUse as refusal:
+        except (PortInUse, KernelRefused) as refusal:
             self._undo(change)
             request.refuse(refusal)
             return False
@@ -227,8 +234,10 @@ class Reconciler:
     def _reserve(self, keys: Iterable[Key], *, promised: bool) -> None:
         reserved = [key for key in keys if self._reserves(key)]
         for key, error in self._ports.reserve(reserved).items():
-            if promised:
+            if promised and error.errno == errno.EADDRINUSE:
                 raise PortInUse(key, key.address or "any", None)
+            if promised:
+                raise KernelRefused(f"cannot be reserved: {error.strerror}")
             _log.error("%s cannot be reserved: %s; %s is in force without", key, error, self._desired.holder(key))
 
     def _reserves(self, key: Key) -> bool:
@@ -317,8 +326,10 @@ class Reconciler:
         claims = {label: reason for label, reason in refused.items() if isinstance(label, Claim)}
         for label, reason in refused.items():
             if label not in self.refused:
-                _log.error("%s is not in force, the kernel refuses it: %s", label, reason)
-                self._observer.refused(label.owner if isinstance(label, Claim) else "", f"{label}: {reason}")
+                owner, key = (label.owner, label.mapping.listen) if isinstance(label, Claim) else ("", "")
+                told = about(Message.REFUSED, owner, key)
+                _log.error("%s is not in force, the kernel refuses it: %s", label, reason, extra=told)
+                self._observer.refused(owner, f"{label}: {reason}")
         untried = {} if tried else {self._desired.standing(c): r for c, r in self.refused.items()}
         self.refused = {claim: reason for claim, reason in untried.items() if claim} | claims
         return claims

@@ -120,6 +120,13 @@ class Service:
             "sysctls": self._host.managed(),
         }
 
+    def summary(self) -> str:
+        """The state in one line."""
+        counted = _counted(self.register.desired.count(), "mapping"), _counted(len(self.register.held), "owner")
+        elements = _counted(sum(self._by_set().get(name, 0) for name in _MAPS), "element")
+        waits, refused = self._waiting(), len(self._refused())
+        return f"{counted[0]} of {counted[1]}, {elements} in force; {waits} waiting, {refused} refused"
+
     async def render(self) -> bytes:
         """The metrics, with connections counted by the kernel where there are few enough mappings."""
         found = await self._nft.list_table(elements=len(self.register.desired) <= _COUNTED)
@@ -153,6 +160,13 @@ class Service:
 
     def _waiting(self) -> int:
         return len(self.register.waiting(self.register.desired.contested))
+
+
+_MAPS = ("addr4", "addr6", "any4", "any6")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 #: More keys than these are not listed for their counters at each scrape.

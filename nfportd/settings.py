@@ -5,40 +5,50 @@ Must not act on them. The one idea: a type says what is allowed, so that a mista
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
+from nfportd import trust
 from nfportd.access import Rule
+from nfportd.errors import InvalidInput, Problem
 from nfportd.validation import checked
 
 
 @validated(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Settings:
-    """What an admin may choose.
-
-    `manage_sysctls`: set what forwarding needs under net.*, and give it back at stop; false only reports.
-    `mark_bit`: the bit of the packet mark (0 to 31) that asks for masquerade.
-    `group`: members may do everything over the API; `access`: what others may do.
-    `on_stop`: whether a stop removes the table, routes and sysctls, or keeps them in force.
-    """
+    """What an admin may choose. What stands under a key is its text in the manual, `nfportd.yaml(5)`."""
 
     manage_sysctls: bool = True
+    """Set what forwarding needs under `net.*` (`ip_forward`, IPv6 `forwarding`, and `route_localnet` on the interfaces
+    of targets), and give it back at stop. `false` only reports what is missing."""
     mark_bit: Annotated[int, Field(strict=True, ge=0, le=31)] = 13
+    """The bit, 0 to 31, of the packet mark that asks for masquerade, and of the conntrack mark that forbids it, while a
+    new flow passes (13 is 0x2000). Other bits are never touched."""
     on_stop: Literal["remove", "keep"] = "remove"
+    """What a stop does with the table, routes and sysctls: `remove` them, or `keep` them in force."""
     group: str = "nfportd"
+    """Members of this group may do everything over the API, as root may."""
     access: tuple[Rule, ...] = ()
+    """What others may do over the API: a list of rules."""
 
 
 def load(path: Path) -> Settings:
     """Read the settings; a file that is not there leaves every default.
 
-    Raises InvalidInput with every mistake, OSError where the file cannot be read.
+    Raises InvalidInput with every mistake, also where the file cannot be read or others can write to it.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            why = trust.distrust(path, os.fstat(file.fileno()))
+            content = file.read()
     except FileNotFoundError:
         return Settings()
+    except OSError as error:
+        why = f"cannot be read: {error.strerror}"
+    if why:
+        raise InvalidInput([Problem(str(path), 0, 0, why)])
     return checked(content, str(path), Settings)

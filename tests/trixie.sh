@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests on Debian 13 (nft 1.1.3, Python 3.13) against this kernel: tests/trixie.sh [PYTEST ARGUMENT]...
+# With --root it only makes the root, with systemd 257 in it, and prints where it is.
 # Exits with pytest's status, or 75 where no Debian 13 can be had. It must not know what the tests test.
 # The one idea: a root made once and mounted read-only in namespaces of its own (mount, PID, network), so that the
 # end of this process, however it comes, takes everything back.
@@ -8,7 +9,7 @@ cd "$(dirname "$0")/.."
 
 ROOT=$(realpath -m "${TRIXIE_ROOT:-build/trixie}")
 PACKAGES=netbase,python3,python3-venv,python3-nftables,python3-systemd,python3-yaml
-PACKAGES+=,nftables,iproute2,conntrack,procps,curl
+PACKAGES+=,nftables,iproute2,conntrack,procps,curl,systemd,systemd-sysv
 PATH=$PATH:/usr/sbin:/sbin
 
 # The mirrors from which this system installs its own release: apt itself reads its sources, of either format.
@@ -36,6 +37,8 @@ make_root() {
             >"$ROOT.log"; then
             rm -rf "$partial"/var/cache/apt/* "$partial"/var/lib/apt/lists/*
             mkdir "$partial/src"
+            echo "$PACKAGES" >"$partial/opt/packages"
+            rm -rf --one-file-system "$ROOT" # one with other packages
             mv -T "$partial" "$ROOT"
             return
         fi
@@ -82,6 +85,16 @@ in_namespaces() {
     setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child --net tests/trixie.sh "$@"
 }
 
+ready() {
+    mkdir -p "$(dirname "$ROOT")"
+    exec 9>"$ROOT.lock" && flock 9
+    [[ $(cat "$ROOT/opt/packages" 2>/dev/null) == "$PACKAGES" ]] || make_root || exit 75
+    if ! cmp -s pyproject.toml "$ROOT/opt/venv/pyproject.toml"; then
+        fetch_wheels
+        in_namespaces --install
+    fi
+}
+
 case ${1-} in
     --install)
         mount_root
@@ -94,14 +107,12 @@ case ${1-} in
         mount -o remount,bind,ro "$ROOT"
         in_root python -m pytest -p no:cacheprovider "${@:2}"
         ;;
+    --root)
+        ready >&2
+        echo "$ROOT"
+        ;;
     *)
-        mkdir -p "$(dirname "$ROOT")"
-        exec 9>"$ROOT.lock" && flock 9
-        [[ -d $ROOT ]] || make_root || exit 75
-        if ! cmp -s pyproject.toml "$ROOT/opt/venv/pyproject.toml"; then
-            fetch_wheels
-            in_namespaces --install
-        fi
+        ready
         in_namespaces --pytest "$@"
         ;;
 esac

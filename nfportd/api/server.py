@@ -20,6 +20,8 @@ from aiohttp import web
 
 from nfportd.access import Access, Caller, Denied
 from nfportd.api.problems import of, problem
+from nfportd.errors import NotPossible
+from nfportd.messages import Message, about
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +85,9 @@ def application(routes: web.RouteTableDef | list[web.RouteDef], access: Access) 
         except Refused as refused:
             return refused.response
         except Denied as error:
-            _log.warning("denied %s %s to uid %s: %s", request.method, request.path, _uid(request), error)
+            text = "denied %s %s to uid %s: %s"
+            told = about(Message.DENIED)
+            _log.warning(text, request.method, request.path, _uid(request), error, extra=told)
             return of(error)
         except web.HTTPException as error:
             return _http(error, request)
@@ -135,18 +139,31 @@ def _one_line() -> logging.Logger:
 
 
 class Server:
-    """Serves an application on a unix socket; the group may connect, whether it may do more the access list says."""
+    """Serves an application on a unix socket; the group may connect, whether it may do more the access list says.
 
-    def __init__(self, app: web.Application, path: Path, group: str) -> None:
+    `inherited`: a socket that listens already and outlives us; else one of our own is made at the path.
+    """
+
+    def __init__(self, app: web.Application, path: Path, group: str, inherited: socket.socket | None) -> None:
         self._runner = web.AppRunner(
             app, handle_signals=False, access_log=None, shutdown_timeout=2.0, auto_decompress=False, logger=_one_line()
         )
         self._path = path
         self._group = group
+        self._inherited = inherited
 
     async def start(self) -> None:
-        """Listen. A socket that an earlier run left is replaced."""
+        """Accept clients; those that have connected to an inherited socket before have waited for it."""
         await self._runner.setup()
+        try:
+            sock = self._inherited or self._listen()
+        except OSError as error:
+            raise NotPossible(f"{self._path}: cannot listen: {error.strerror}; name another with --socket") from None
+        sock.setblocking(False)
+        await web.SockSite(self._runner, sock, backlog=_BACKLOG).start()
+
+    def _listen(self) -> socket.socket:
+        """A socket of our own, in place of one that an earlier run left."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # Bound beside and renamed into place: a client meets either the old socket or one that is ready.
         scratch = self._path.with_name(self._path.name + ".new")
@@ -157,10 +174,10 @@ class Server:
             os.chown(scratch, -1, grp.getgrnam(self._group).gr_gid)
         sock.listen(_BACKLOG)
         scratch.rename(self._path)
-        sock.setblocking(False)
-        await web.SockSite(self._runner, sock, backlog=_BACKLOG).start()
+        return sock
 
     async def stop(self) -> None:
         """Stop listening; requests that run are answered."""
         await self._runner.cleanup()
-        self._path.unlink(missing_ok=True)
+        if not self._inherited:
+            self._path.unlink(missing_ok=True)

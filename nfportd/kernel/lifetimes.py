@@ -15,8 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from nfportd.kernel import processes
 from nfportd.kernel.netns_paths import NetnsPaths, identify
-from nfportd.kernel.processes import Processes, started
+from nfportd.kernel.processes import Processes
 
 #: Seconds that the timer waits at most: the loop's clock stands still while the host is suspended, ours does not.
 _LONGEST = 60.0
@@ -162,7 +163,7 @@ def incarnation(*, pid: int | None, netns: str | None) -> str:
     To be stored with an owner, and compared after a restart. Raises ValueError as Lifetimes.follow does.
     """
     bond = _resolve(netns) if netns else None
-    parts = [f"{each}@{started(each)}" for each in (pid, bond) if isinstance(each, int)]
+    parts = [f"{each}@{processes.incarnation(each)}" for each in (pid, bond) if isinstance(each, int)]
     return " ".join(parts + ([":".join(map(str, identify(bond)))] if isinstance(bond, str) else []))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +19,7 @@ from nfportd import ruleset
 from nfportd.errors import KernelRefused, NotPossible
 from nfportd.ruleset import Listed
 
+_NETLINK_NETFILTER = 12  # linux/netlink.h
 _libc = ctypes.CDLL(None)
 
 
@@ -28,6 +30,11 @@ class Nft:
     """
 
     def __init__(self) -> None:
+        try:
+            # libnftables ends the process where it cannot open such a socket.
+            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER).close()
+        except OSError as error:
+            raise NotPossible(f"the kernel gives no netlink socket for nftables: {error.strerror}") from None
         try:
             self._nft = nftables.Nftables()
         except (OSError, AttributeError) as error:

@@ -64,9 +64,33 @@ def _is_over(pidfd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def started(pid: int) -> str:
-    """When a process started, in ticks since the boot (field 22 of /proc/PID/stat)."""
+def incarnation(pid: int) -> str:
+    """What no other process has that bears this number, now or later. Raises ValueError where there is none.
+
+    Linux 6.9 gives each process an inode of its own behind its pidfds; before, it is when it started, in ticks since
+    the boot (field 22 of /proc/PID/stat).
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except (OSError, OverflowError):
+        raise ValueError(f"there is no process {pid} in the PID namespace of nfportd") from None
+    try:
+        found = os.fstat(pidfd)
+    finally:
+        os.close(pidfd)
+    if (found.st_dev, found.st_ino) != _shared_inode():
+        return f"{found.st_ino}/{Path('/proc/sys/kernel/random/boot_id').read_text()[:8]}"
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
     except OSError:
-        raise ValueError(f"there is no process {pid} in the PID namespace of nfportd") from None
+        text = (
+            "cannot be followed: before Linux 6.9 that takes /proc, which is hidden here (ProtectProc=default shows it)"
+        )
+        raise ValueError(f"process {pid} {text}") from None
+
+
+def _shared_inode() -> tuple[int, int]:
+    """The inode behind all descriptors that have none of their own."""
+    with select.epoll() as any_of_them:
+        found = os.fstat(any_of_them.fileno())
+    return found.st_dev, found.st_ino

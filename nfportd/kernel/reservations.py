@@ -134,8 +134,8 @@ def _open(key: Key) -> socket.socket:
     if key.protocol not in _KIND:
         raise OSError(errno.EPROTONOSUPPORT, f"{key}: {key.protocol} ports cannot be reserved; tcp and udp can")
     with contextlib.ExitStack() as undo:
-        made = undo.enter_context(socket.socket(_FAMILY[key.family], _KIND[key.protocol]))
         try:
+            made = undo.enter_context(socket.socket(_FAMILY[key.family], _KIND[key.protocol]))
             # Before it has a port: not one packet may be answered.
             made.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, _FILTER)
             if key.family == 6:
@@ -158,5 +158,7 @@ def _open(key: Key) -> socket.socket:
 _MEANINGS = {
     errno.EADDRINUSE: "another process has the port",
     errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE to be reserved",
+    errno.EAFNOSUPPORT: "nfportd may open no IP sockets here; its unit's RestrictAddressFamilies= must allow AF_INET "
+    "and AF_INET6 for reserved ports",
     errno.EPERM: "sockets that take nothing need CAP_NET_ADMIN",
 }

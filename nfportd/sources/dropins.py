@@ -13,8 +13,9 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from nfportd import document, validation
+from nfportd import document, trust, validation
 from nfportd.errors import InvalidInput, Problem
+from nfportd.messages import Message, about
 from nfportd.model import Mapping
 
 _log = logging.getLogger(__name__)
@@ -33,17 +34,23 @@ def owner(name: str) -> str:
     return f"file:{name}"
 
 
-def read(path: Path) -> dict[Mapping, int]:
-    """The mappings of one file. Raises InvalidInput, also where the file cannot be read; FileNotFoundError."""
-    return validation.mappings(_content(path), str(path))
+def read(path: Path, *, trusted: bool = True) -> dict[Mapping, int]:
+    """The mappings of one file. Raises InvalidInput, also where the file cannot be read; FileNotFoundError.
+
+    `trusted`: nor where others can write to it.
+    """
+    return validation.mappings(_content(path, trusted=trusted), str(path))
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, *, trusted: bool = True) -> bytes:
     try:
         # O_NONBLOCK: else a fifo waits for a writer for ever.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
                 raise InvalidInput([Problem(str(path), 0, 0, "is not a regular file")])
+            if trusted and (why := trust.distrust(path, found)):
+                raise InvalidInput([Problem(str(path), 0, 0, why)])
             # Not more than can be taken, whatever the size of the file.
             return file.read(document.MAX_BYTES + 1)
     except FileNotFoundError:
@@ -102,6 +109,7 @@ class DropIns:
 
     def _changed(self, name: str) -> dict[Mapping, int] | None:
         try:
+            self._distrust_directory()
             content = _content(self.directory / name)
         except FileNotFoundError:
             self._digests.pop(name, None)
@@ -118,19 +126,36 @@ class DropIns:
         self._keep(name, content)
         return wished
 
+    def _distrust_directory(self) -> None:
+        """Raise InvalidInput where others can replace the files; FileNotFoundError where there is no directory."""
+        if why := trust.distrust(self.directory, self.directory.stat()):
+            raise InvalidInput([Problem(str(self.directory), 0, 0, why)])
+
     def _broken(self, name: str, problems: tuple[Problem, ...]) -> dict[Mapping, int] | None:
         self.problems[name] = problems
         for problem in problems:
-            _log.error("%s", problem)
+            _log.error("%s", problem, extra=about(Message.INVALID, owner(name)))
         if name in self._digests:
-            _log.error("%s/%s: its last good content stays in force", self.directory, name)
+            _log.error(
+                "%s/%s: its last good content stays in force",
+                self.directory,
+                name,
+                extra=about(Message.INVALID, owner(name)),
+            )
             return None
         try:
             wished = read(self._last_good / name)
         except (FileNotFoundError, InvalidInput):
-            _log.error("%s/%s: nothing of it is in force", self.directory, name)
+            _log.error(
+                "%s/%s: nothing of it is in force", self.directory, name, extra=about(Message.INVALID, owner(name))
+            )
             return None
-        _log.error("%s/%s: the good content of an earlier run stays in force", self.directory, name)
+        _log.error(
+            "%s/%s: the good content of an earlier run stays in force",
+            self.directory,
+            name,
+            extra=about(Message.INVALID, owner(name)),
+        )
         self._digests[name] = b""
         return wished
 

@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parents[2] / "nfportd"
 #: From the ground up; modules of one line may not import each other, but for those of kernel and sources.
 ORDER = (
     ("cni",),
-    ("errors",),
-    ("notation",),
+    ("errors", "messages"),
+    ("notation", "trust", "journal", "unit"),
     ("model",),
     ("document",),
     ("validation",),
@@ -51,7 +51,7 @@ LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name 
 
 PURE = (
     *("errors", "notation", "model", "document", "validation", "desired", "ruleset", "topology", "flows"),
-    *("wishes", "access", "register"),
+    *("wishes", "access", "register", "messages"),
 )
 IMPURE = {
     "asyncio",
@@ -144,7 +144,7 @@ def test_sources_know_no_nft_and_no_kernel(name: str) -> None:
         ("yaml", {"nfportd.document"}),
         ("nftables", {"nfportd.kernel.nft"}),
         ("asyncinotify", {"nfportd.sources.watch", "nfportd.kernel.netns_paths"}),
-        ("systemd", {"nfportd.daemon"}),
+        ("systemd", {"nfportd.journal", "nfportd.unit"}),
         ("click", {"nfportd.__main__", "nfportd.changes", "nfportd.cli"}),
         ("pyroute2", {"nfportd.kernel.conntrack", "nfportd.kernel.network"}),
     ],

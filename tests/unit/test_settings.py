@@ -96,5 +96,5 @@ def test_all_mistakes_are_said(file: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(InvalidInput, match="cannot be read: Is a directory"):
         settings.load(tmp_path)

@@ -1,0 +1,1 @@
+"""A real systemd, and nfportd as its service."""
