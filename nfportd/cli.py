@@ -251,8 +251,13 @@ def completion(shell: str) -> None:
 def oci_hook_command(client: Client) -> None:
     """Publish what a container's annotation asks for; OCI runtimes call this with the container's state on stdin.
 
-    The annotation is nfportd.ports='8080:80 127.0.0.1:5353:53/udp'; without it nothing is done. After any exit status
-    but 0 the runtime does not start the container; why is also in the system's log.
+    Without the annotation nfportd.ports nothing is done. After any exit status but 0 the runtime does not start the
+    container; why is also in the system's log.
+
+    \b
+    Examples:
+      podman run --annotation 'nfportd.ports=8080:80 127.0.0.1:5353:53/udp' IMAGE
+      podman inspect -f '...' NAME | nfportctl oci-hook     # any engine: JSON with id, pid and annotations
     """
     try:
         oci_hook.publish(client, sys.stdin.read())

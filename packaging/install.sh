@@ -92,8 +92,9 @@ uninstall_all() {
     while read -r _ place; do rm -f "$DESTDIR$place"; done < <(files)
     for each in $PROGRAMS $LINKS; do rm -f "$DESTDIR${each#*:}"; done
     rm -rf --one-file-system "$DESTDIR$VENV" "$DESTDIR/var/lib/nfportd" "$DESTDIR/run/nfportd"
+    rmdir "$DESTDIR/opt/cni/bin" "$DESTDIR/opt/cni" 2>/dev/null || true
     for each in $CONFIG; do
-        cmp -s "etc/${each%:*}" "$DESTDIR${each#*:}" && rm "$DESTDIR${each#*:}"
+        if cmp -s "etc/${each%:*}" "$DESTDIR${each#*:}"; then rm "$DESTDIR${each#*:}"; fi
     done
     for place in "$DESTDIR"/etc/nfportd{,.d}; do
         rmdir "$place" 2>/dev/null || [[ ! -e $place ]] || echo "kept: $place"
