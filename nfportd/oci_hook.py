@@ -1,7 +1,7 @@
 """`nfportctl oci-hook`: publishes the ports that a container asks for in an annotation, as its runtime makes it.
 
 Must not know an engine: what it reads is the state that the OCI runtime specification gives to hooks. The one idea:
-the mappings last as long as the container's process, so nobody has to take them back.
+the mappings last as long as the container's process (or namespace), so nobody has to take them back.
 """
 
 from __future__ import annotations
@@ -50,13 +50,37 @@ def publish(client: Client, state: str) -> None:
     found = addresses(pid)
     mappings = [_mapping(entry, found) for entry in entries]
     try:
-        client.put(f"oci:{container}", {"mappings": mappings, "pid": pid})
+        _put(client, f"oci:{container}", mappings, pid)
     except Problem as problem:
         # Who wrote the annotation knows its entries, not their places in the body.
         for error in problem.errors:
             if place := re.match(r"/mappings/([0-9]+)", str(error.get("pointer", ""))):
                 error |= {"pointer": "", "detail": f"{ANNOTATION}: {entries[int(place[1])]}: {error['detail']}"}
         raise
+
+
+def _put(client: Client, owner: str, mappings: list[Json], pid: int) -> None:
+    """Bind the mappings to the process; where the daemon cannot follow one, to its network namespace.
+
+    The daemon's sandbox hides processes, and before Linux 6.9 it cannot tell one from the next of its number then.
+    """
+    try:
+        client.put(owner, {"mappings": mappings, "pid": pid})
+    except Problem as problem:
+        path = namespace(pid)
+        if problem.name != "invalid" or problem.errors or not path:
+            raise
+        client.put(owner, {"mappings": mappings, "netns": path})
+
+
+def namespace(pid: int, places: Path = Path("/run/netns")) -> str | None:
+    """The path at which a process's network namespace is mounted, as engines do it that make it before the process."""
+    with contextlib.suppress(OSError):
+        own = Path(f"/proc/{pid}/ns/net").stat()
+        for path in sorted(places.iterdir()):
+            if os.path.samestat(path.stat(), own):
+                return str(path)
+    return None
 
 
 def _read(state: str) -> tuple[str, int, str]:

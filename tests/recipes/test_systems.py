@@ -6,6 +6,7 @@ and one for the end, and both are run as they are written.
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from nfportd import oci_hook
 from tests.api.calling import body, client, eventually, mapping
 from tests.lab import Daemon, Lab, address
 from tests.recipes.conftest import is_dead, owners, page, recipe
@@ -158,3 +160,13 @@ def test_lxc_does_not_start_where_the_port_is_taken(lxc: Lxc, daemon: Daemon) ->
     assert lxc.start().returncode != 0
 
     assert owners(daemon) == ["api:holder"]
+
+
+def test_a_process_is_found_in_the_namespace_that_is_mounted_for_it(lab: Lab) -> None:
+    process = lab.t1.popen(["sleep", "60"])
+    try:
+        assert oci_hook.namespace(process.pid) == f"/run/netns/{lab.t1.full}"
+        assert oci_hook.namespace(os.getpid()) is None
+    finally:
+        process.kill()
+        process.wait()

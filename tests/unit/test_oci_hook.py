@@ -157,6 +157,31 @@ def test_an_error_of_the_daemon_names_the_entry(stub: Stub) -> None:
     assert (done.exit_code, "nfportd.ports: 90-92:80/udp: a range maps 1:1" in done.stderr) == (1, True)
 
 
+def test_a_process_that_the_daemon_cannot_follow_is_followed_by_its_namespace(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oci_hook, "namespace", lambda _: "/run/netns/web")
+    stub.say("PUT", OWNER, *problem("invalid", 400, "process 4242 cannot be followed"))
+
+    done = hook(stub, "8080:80")
+
+    assert (done.exit_code, [asked.body for asked in stub.asked]) == (
+        0,
+        [{"mappings": [WEB], "pid": 4242}, {"mappings": [WEB], "netns": "/run/netns/web"}],
+    )
+
+
+@pytest.mark.parametrize("path", [None, "/run/netns/web"])
+def test_a_mapping_that_is_wrong_is_not_tried_again(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, path: str | None
+) -> None:
+    monkeypatch.setattr(oci_hook, "namespace", lambda _: path)
+    errors = [{"pointer": "/mappings/0/listen", "detail": "so it is"}]
+    stub.say("PUT", OWNER, *problem("invalid", 400, "so it is", errors=errors))
+
+    assert (hook(stub, "8080:80").exit_code, len(stub.asked)) == (1, 1)
+
+
 def test_no_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oci_hook, "addresses", lambda _: {4: FOUR})
 
