@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # netbase has /etc/protocols, without which nft lists tcp as 6.
 PACKAGES := ca-certificates netbase nftables python3-nftables python3-venv python3-systemd python3-yaml \
-            iproute2 conntrack procps curl
+            iproute2 conntrack procps curl systemd-container
 BUILDING := python3-hatchling
 PACKAGING := debhelper dh-python dpkg-dev python3-pip lintian
 # Where `make install` puts programs, units and pages; the modules go to /opt/nfportd.

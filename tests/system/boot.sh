@@ -31,12 +31,14 @@ done
 mkdir -p "$root/etc/systemd/journald.conf.d"
 printf '[Journal]\nStorage=persistent\nRateLimitIntervalSec=0\n' >"$root/etc/systemd/journald.conf.d/test.conf"
 
-# nfportd as it is installed: a venv at /opt/nfportd, whose modules come from this tree.
+# nfportd as it is installed: a venv at /opt/nfportd with its modules compiled; what it depends on is mounted there.
 tree=$(dirname "$(realpath "$0")")/../..
 packages=$(chroot "$root" /usr/bin/python3 -c 'import sys; print("lib/python%d.%d/site-packages" % sys.version_info[:2])')
 mkdir -p "$root/opt/nfportd/bin" "$root/opt/nfportd/$packages"
 printf 'home = /usr/bin\ninclude-system-site-packages = true\n' >"$root/opt/nfportd/pyvenv.cfg"
-printf '/src\n/opt/nfportd/venv/%s\n' "$packages" >"$root/opt/nfportd/$packages/tree.pth"
+cp -r "$tree/nfportd" "$root/opt/nfportd/$packages/"
+chroot "$root" /usr/bin/python3 -m compileall -q "/opt/nfportd/$packages/nfportd"
+printf '/opt/nfportd/venv/%s\n' "$packages" >"$root/opt/nfportd/$packages/tree.pth"
 ln -s /usr/bin/python3 "$root/opt/nfportd/bin/python"
 for program in nfportd:__main__ nfportctl:cli; do
     file=$root/opt/nfportd/bin/${program%:*}
