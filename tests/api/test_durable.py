@@ -170,7 +170,7 @@ def claim_again(lab: Lab, daemon: Daemon, api: Client) -> None:
 def small_disk(place: Path) -> Iterator[Callable[[bool], None]]:
     """A directory on a disk of its own of 256 kB, which can be filled and emptied."""
     place.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "small", str(place)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=755", "small", str(place)], check=True)
     filler = place / "filler"
 
     def fill(full: bool) -> None:
