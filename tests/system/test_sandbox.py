@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 
 from nfportd.client import Client
+from tests.cni.calling import Attachment, port
 from tests.conftest import dropin, mapping
 from tests.lab import ROOT, Lab
 from tests.system.machine import SOCKET, Machine, wait_for
@@ -159,6 +161,23 @@ def test_an_owner_ends_with_its_process(service: Machine, lab: Lab) -> None:
 
     assert (before, between) == ("answered", "answered")
     wait_for(lambda: lab.client.ask(OWN, 8092).outcome == "refused", "the mapping outlives its process")
+
+
+def test_the_cni_plugin_publishes_until_the_container_is_gone(service: Machine, lab: Lab) -> None:
+    service.run("ip", "netns", "add", "pod")
+    pod = Attachment(Path(SOCKET), "/run/netns/pod", executable=Path("/src/nfportd/cni.py"))
+    told = [f"{name}={value}" for name, value in pod.environment("ADD").items() if name != "PATH"]
+    config = json.dumps(pod.configuration(port(8094, 80)))
+
+    service.run("env", *told, str(pod.executable), text=config)
+    before = lab.client.ask(OWN, 8094).outcome
+    service.systemctl("restart", "nfportd")
+    between = lab.client.ask(OWN, 8094).outcome
+    service.run("env", *told, "CNI_COMMAND=CHECK", str(pod.executable), text=config)
+    service.run("ip", "netns", "delete", "pod")
+
+    assert (before, between) == ("answered", "answered")
+    wait_for(lambda: lab.client.ask(OWN, 8094).outcome == "refused", "the mapping outlives its container")
 
 
 def test_an_owner_ends_with_a_namespace_that_was_made_later(service: Machine, lab: Lab) -> None:
