@@ -26,6 +26,7 @@ help: ## this text
 demo: venv ## publish ports of a small network made of namespaces, and show each connection (root)
 	@$(BIN)/python -m tests.demo
 
+test: PACKAGES += $(BUILDING) $(PACKAGING)
 test: lint ## ruff, mypy and the whole test suite (root: it makes network namespaces)
 	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
 

@@ -1,4 +1,4 @@
-"""The shells' completions of nfportd and nfportctl: completions.py SHARE ZSH, for example /usr/share vendor-completions.
+"""The shells' completions of nfportd and nfportctl: completions.py SHARE ZSH, as /usr/share vendor-completions.
 
 It must not know the commands. The one idea: click writes them, for what it completes later is what it parses.
 """
