@@ -17,8 +17,25 @@ PACKAGING := debhelper dh-python dpkg-dev python3-pip lintian
 PREFIX := /usr/local
 # For example: make test PYTEST_ARGS='-k hairpin -x'
 PYTEST_ARGS :=
+# A file is one worker's, for its tests share a laboratory.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test test-trixie lint bench run install uninstall deb deb-trixie manual lock venv packages clean
+# What the tests of container runtimes drive.
+RUNTIMES := containerd runc crun conmon podman netavark aardvark-dns containernetworking-plugins busybox-static \
+            iptables lxc systemd-container
+
+# Installs those of some Debian packages that are missing.
+define install
+	@missing=$$(for p in $(1); do \
+	    dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	    apt-get update -q && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; \
+	fi
+endef
+
+.PHONY: help demo test test-runtimes test-trixie lint bench run install uninstall deb deb-trixie manual lock
+.PHONY: venv packages clean
 
 help: ## this text
 	@sed -nE 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -27,8 +44,12 @@ demo: venv ## publish ports of a small network made of namespaces, and show each
 	@$(BIN)/python -m tests.demo
 
 test: PACKAGES += $(BUILDING) $(PACKAGING)
-test: lint ## ruff, mypy and the whole test suite (root: it makes network namespaces)
-	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+test: lint ## ruff, mypy and the test suite (root: it makes network namespaces)
+	$(PYTEST) tests --ignore=tests/runtimes --ignore=tests/recipes $(PYTEST_ARGS)
+
+test-runtimes: venv ## containerd, podman, nspawn and LXC publish ports here (root; installs them on this host)
+	$(call install,$(RUNTIMES))
+	$(PYTEST) tests/runtimes tests/recipes $(PYTEST_ARGS)
 
 test-trixie: venv ## the test suite on Debian 13 userland: nft 1.1.3, Python 3.13 (root)
 	tests/trixie.sh $(PYTEST_ARGS)
@@ -73,12 +94,7 @@ $(VENV)/.stamp: pyproject.toml | packages
 	touch $@
 
 packages:
-	@missing=$$(for p in $(PACKAGES); do \
-	    dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
-	if [ -n "$$missing" ]; then \
-	    apt-get update -q && \
-	    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; \
-	fi
+	$(call install,$(PACKAGES))
 
 clean: ## remove what the other targets made
 	rm -rf --one-file-system $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

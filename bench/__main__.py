@@ -4,8 +4,8 @@ import json
 import sys
 from pathlib import Path
 
-from bench import api, dropins
+from bench import api, cni, dropins
 
-results = {"dropins": dropins.main(), "api": api.main()}
+results = {"dropins": dropins.main(), "api": api.main(), "cni": cni.main()}
 if sys.argv[1:]:
     Path(sys.argv[1]).write_text(json.dumps(results, indent=1) + "\n")

@@ -114,10 +114,10 @@ _AS_IT_IS = _Lifetime(None, None)
 @click.option("--comment", help="Text for people.")
 @click.option(
     "--masquerade",
-    type=click.Choice(["auto", "always"]),
+    type=click.Choice(["auto", "always", "never"]),
     default="auto",
     show_default=True,
-    help="Hide the client's address from the target: where it must be, or always.",
+    help="Hide the client's address from the target: where it must be, always, or only from loopback.",
 )
 @click.option(
     "--on-change",

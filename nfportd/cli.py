@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import syslog
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import NoReturn
@@ -16,7 +17,7 @@ from typing import NoReturn
 import click
 from click.shell_completion import get_completion_class
 
-from nfportd import changes, printing
+from nfportd import changes, oci_hook, printing
 from nfportd.client import DEFAULT_SOCKET, Client, Json, NotReachable, Problem
 from nfportd.errors import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_WRONG, NfportdError
 
@@ -177,7 +178,8 @@ def status(client: Client, as_json: bool) -> None:
         _print_json(found)
     else:
         _print(printing.status(found, datetime.now(UTC)))
-    if found["conflicts"] or found["refused"] or any(found["files"].values()):
+    intact = found["table"] == "intact"
+    if not intact or found["conflicts"] or found["refused"] or any(found["files"].values()):
         sys.exit(EXIT_WRONG)
 
 
@@ -242,6 +244,28 @@ def completion(shell: str) -> None:
     complete = get_completion_class(shell)
     assert complete is not None
     click.echo(complete(main, {}, "nfportctl", "_NFPORTCTL_COMPLETE").source())
+
+
+@main.command("oci-hook")
+@click.pass_obj
+def oci_hook_command(client: Client) -> None:
+    """Publish what a container's annotation asks for; OCI runtimes call this with the container's state on stdin.
+
+    Without the annotation nfportd.ports nothing is done. After any exit status but 0 the runtime does not start the
+    container; why is also in the system's log.
+
+    \b
+    Examples:
+      podman run --annotation 'nfportd.ports=8080:80 127.0.0.1:5353:53/udp' IMAGE
+      podman inspect -f '...' NAME | nfportctl oci-hook     # any engine: JSON with id, pid and annotations
+    """
+    try:
+        oci_hook.publish(client, sys.stdin.read())
+    except NfportdError as error:
+        # Some runtimes (crun) show nobody what a hook prints.
+        syslog.openlog("nfportctl", facility=syslog.LOG_DAEMON)
+        syslog.syslog(syslog.LOG_ERR, printing.printable(f"oci-hook: {error}"))
+        raise
 
 
 for _command in (changes.add, changes.remove, changes.apply):

@@ -27,6 +27,7 @@ from nfportd.api import openapi
 from nfportd.api.routes import Routes, Services
 from nfportd.api.server import Server, application
 from nfportd.api.views import Views
+from nfportd.desired import Claim
 from nfportd.errors import NotPossible
 from nfportd.kernel.conntrack import Conntrack
 from nfportd.kernel.host import Host
@@ -35,6 +36,7 @@ from nfportd.kernel.nft import Nft
 from nfportd.kernel.ports import LocalPorts
 from nfportd.kernel.sysctl import Sysctls
 from nfportd.messages import Message, about
+from nfportd.model import Key
 from nfportd.reconciler import Kernel, Reconciler
 from nfportd.register import Register
 from nfportd.service import Service
@@ -162,6 +164,7 @@ def _application(reconciler: Reconciler, service: Service, source: _Source, sett
         events=service.events,
         counters=service.counters,
         status=service.status,
+        drift=service.drift,
         reload=source.reload,
         follow=service.follow,
         incarnation=service.incarnation,
@@ -227,14 +230,24 @@ class _Source:
             told = about(Message.WAITING, each.claim.owner, each.keys[0])
             _log.warning("%s waits for %s%s, held by %s", each.claim, each.keys[0], more, each.holder, extra=told)
         for key, (address, process) in outcome.blocked.items():
-            who = f"{process[1]} (pid {process[0]})" if process else "a process of this host"
-            holder = self._reconciler.register.desired.holder(key)
-            told = about(Message.PORT_IN_USE, holder.owner if holder else "", key)
-            text = "%s of %s is not in force: %s listens on %s; stop it, or set shadow_listener: true"
-            _log.error(text, key, holder, who, address, extra=told)
+            holder, told = self._holder(key)
+            text = "%s of %s is not in force: %s on %s; stop it, or set shadow_listener: true"
+            _log.error(text, key, holder, _listens(process), address, extra=told)
+        for key, (address, process) in outcome.shadowed.items():
+            holder, told = self._holder(key)
+            _log.warning("%s of %s holds, though %s on %s", key, holder, _listens(process), address, extra=told)
         added, removed = self._reconciler.elements_added, self._reconciler.elements_removed
         text, told = "applied: %s: +%d -%d elements in %.1f ms", about(Message.APPLIED, owner)
         _log.info(text, what, added, removed, seconds * 1000, extra=told)
+
+    def _holder(self, key: Key) -> tuple[Claim | None, dict[str, str]]:
+        """Whose key it is, and what a line about it is about."""
+        holder = self._reconciler.register.desired.holder(key)
+        return holder, about(Message.PORT_IN_USE, holder.owner if holder else "", key)
+
+
+def _listens(process: tuple[int, str] | None) -> str:
+    return f"{process[1]} (pid {process[0]}) listens" if process else "a process of this host listens"
 
 
 @contextlib.contextmanager

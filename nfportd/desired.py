@@ -10,7 +10,7 @@ import bisect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping as AbstractMapping, Set as AbstractSet
 from enum import Enum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from nfportd.model import Blocker, Endpoint, Key, Mapping, Protocol
 from nfportd.notation import FAMILIES, Family
@@ -249,10 +249,10 @@ def _target(key: Key) -> Slot:
     return Slot(_ADDR[family], (address, protocol, port))
 
 
-def slots(key: Key) -> tuple[Slot, Slot]:
-    """Where a key's elements stand: its target in a map, and its wish to always be masqueraded in a set."""
+def slots(key: Key) -> tuple[Slot, Slot, Slot]:
+    """Where a key's elements stand: its target in a map, its wish to always or never be masqueraded in two sets."""
     target = _target(key)
-    return target, Slot(f"always_{target.set}", target.key)
+    return target, Slot(f"always_{target.set}", target.key), Slot(f"never_{target.set}", target.key)
 
 
 def options(key: Key, mapping: Mapping) -> Iterable[Slot]:
@@ -265,7 +265,7 @@ def _options(key: Key, mapping: Mapping, target: Slot) -> Iterable[Slot]:
     if key.address is None and not sources and mapping.masquerade == "auto":
         return ()
     name, parts = target
-    found = [Slot(f"always_{name}", parts)] if mapping.masquerade == "always" else []
+    found = [] if mapping.masquerade == "auto" else [Slot(f"{mapping.masquerade}_{name}", parts)]
     if sources:
         found.append(Slot(f"guarded_{name}", parts))
         found += [Slot(f"allowed_{name}", (source, *parts)) for source in of_family(sources, key.family)]
@@ -286,7 +286,7 @@ def of_family(sources: Iterable[str], family: Family) -> tuple[str, ...]:
 
 _PROTOCOLS: dict[str | int, Protocol] = {str(protocol): protocol for protocol in Protocol}
 _TARGETS = frozenset([*_ANY.values(), *_ADDR.values()])
-_OPTIONS = frozenset(["", "always", "guarded", "open", "allowed"])
+_OPTIONS = frozenset(["", "always", "never", "guarded", "open", "allowed"])
 
 
 def key_of(slot: Slot) -> Key | None:
@@ -304,8 +304,16 @@ def key_of(slot: Slot) -> Key | None:
 
 def endpoint_in(elements: Elements, key: Key) -> Endpoint | None:
     """Where a key's connections go by these elements."""
-    slot, _ = slots(key)
+    slot = _target(key)
     return to_endpoint(elements.get(slot.set, _NOTHING).get(slot.key))
+
+
+def masquerade_in(elements: Elements, key: Key) -> Literal["auto", "always", "never"]:
+    """What a key's mapping says of masquerading by these elements."""
+    _, always, never = slots(key)
+    if always.key in elements.get(always.set, _NOTHING):
+        return "always"
+    return "never" if never.key in elements.get(never.set, _NOTHING) else "auto"
 
 
 def sources_in(elements: Elements) -> dict[Key, tuple[str, ...]]:

@@ -188,9 +188,10 @@ class Mapping:
     targets: Annotated[tuple[_TargetField, ...], BeforeValidator(_one_or_list), AfterValidator(_one_a_family)]
     """An address with a port, or a list of one for each family: `[10.88.0.11:80, "[fd88::11]:80"]`. A range maps port
     by port, to equal (`10.88.0.11:20000-20099`) or shifted ports (`10.88.0.11:30000-30099`)."""
-    masquerade: Literal["auto", "always"] = "auto"
+    masquerade: Literal["auto", "always", "never"] = "auto"
     """Which address the target sees. `auto`: the client's, wherever answers come back through this host by themselves,
-    else this host's (connections from loopback, from the target itself and its neighbours). `always`: this host's."""
+    else this host's (connections from loopback, from the target itself and its neighbours). `always`: this host's.
+    `never`: the client's; hairpin works only where the target's answers pass this host all the same, loopback does."""
     on_change: Literal["keep", "cut"] = "keep"
     """What becomes of running TCP connections when the target changes or goes: `keep` them, or `cut` them."""
     comment: _Text | None = None

@@ -150,6 +150,8 @@ def status(found: Json, now: datetime) -> Iterator[str]:
 
 def troubles(found: Json) -> Iterator[str]:
     """What in a status keeps something from being in force, and what the host lacks."""
+    if found["table"] != "intact":
+        yield coloured(f"table inet nfportd is {found['table']}: restart nfportd to mend it", "red")
     for each in (*found["conflicts"], *found["refused"]):
         yield from not_in_force(each)
     for errors in found["files"].values():

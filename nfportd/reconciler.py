@@ -294,7 +294,7 @@ class Reconciler:
         mine = {claim: reason for claim, reason in refused.items() if claim.owner in owners}
         blocked = {key: who for key, who in self._desired.blocked.items() if key in change.touched}
         held = {owner: self.register.held.get(owner) for owner in owners}
-        return Outcome(change.added, change.removed, waiting, mine, blocked, held)
+        return Outcome(change.added, change.removed, waiting, mine, blocked, change.shadowed, held)
 
     def _again(self) -> Touched:
         """The keys to try again: of refused mappings, and those on which a process listened."""
@@ -341,11 +341,12 @@ class Reconciler:
             self._topology = Topology(await self._network.snapshot(), self._desired.reached())
             for name in topology.odd_names(self._topology.network):
                 _log.warning("interface %r has a name that a ruleset cannot hold; no hairpin or loopback there", name)
-        elif changes:
+        else:
+            before = self._topology.needs
             for target, used in changes.items():
                 self._topology.add(target) if used else self._topology.remove(target)
-        else:
-            return
+            if self._topology.needs == before:
+                return
         await self._host.allow(self._topology.needs, self._topology.network)
         unreached = {need.address for need in self._topology.needs if isinstance(need, Unreached)}
         for address in sorted(unreached - self.unreached):

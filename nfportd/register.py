@@ -7,7 +7,7 @@ undone, and the desired state is as if it had never come.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping as AbstractMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from nfportd.desired import RECOVERED, Claim, Desired, Touched
 from nfportd.model import Blocker, Key
@@ -19,12 +19,13 @@ Listening = Callable[[Iterable[Key]], AbstractMapping[Key, Blocker]]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a wish changed, and what was before, to undo it."""
+    """What a wish changed, and what was before, to undo it. `shadowed`: taken from processes that listen there."""
 
     before: AbstractMapping[str, Held | None]
     touched: Touched
     added: int
     removed: int
+    shadowed: AbstractMapping[Key, Blocker] = field(default_factory=dict)
 
 
 class Register:
@@ -52,11 +53,11 @@ class Register:
         try:
             if wish.promised:
                 self._promise(wish, touched)
-            self._look_for_listeners(wish, touched, in_force, listening)
+            shadowed = self._look_for_listeners(wish, touched, in_force, listening)
         except (KeyTaken, PortInUse):
             self.undo(change)
             raise
-        return change
+        return replace(change, shadowed=shadowed)
 
     def undo(self, change: Change) -> Touched:
         """Take a wish back; return the keys that this touches."""
@@ -105,13 +106,20 @@ class Register:
 
     def _look_for_listeners(
         self, wish: Wish, touched: Touched, in_force: Callable[[Key], bool], listening: Listening
-    ) -> None:
+    ) -> AbstractMapping[Key, Blocker]:
         new = [key for key in touched if self._takes(key) and not in_force(key)]
         found = listening(new) if new else {}
         if wish.promised and found:
             key, (address, process) = next(iter(found.items()))
             raise PortInUse(key, address, process)
-        self.desired.block(set(touched), found)
+        # What was held before holds: a process that came to listen meanwhile would not have stopped it either.
+        shadowed = {key: who for key, who in found.items() if self._holder(key) in wish.since}
+        self.desired.block(set(touched), {key: who for key, who in found.items() if key not in shadowed})
+        return shadowed
+
+    def _holder(self, key: Key) -> str:
+        holder = self.desired.holder(key)
+        return holder.owner if holder else ""
 
     def _takes(self, key: Key) -> bool:
         holder = self.desired.holder(key)

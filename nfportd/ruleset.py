@@ -37,6 +37,12 @@ table inet $table {$flags
   set always_addr4 { type ipv4_addr . inet_proto . inet_service; }
   set always_addr6 { type ipv6_addr . inet_proto . inet_service; }
 
+  # Keys whose mapping says `masquerade: never`.
+  set never_any4 { type inet_proto . inet_service; }
+  set never_any6 { type inet_proto . inet_service; }
+  set never_addr4 { type ipv4_addr . inet_proto . inet_service; }
+  set never_addr6 { type ipv6_addr . inet_proto . inet_service; }
+
   # Prefixes that are on-link at the interface by which targets are reached: their answers would not pass us.
   set onlink4 { type ipv4_addr . ifname; flags interval; }
   set onlink6 { type ipv6_addr . ifname; flags interval; }
@@ -57,15 +63,20 @@ table inet $table {$flags
 
   set fingerprint { type mark; }
 
-  # A listen address of its own goes before the wildcard; dnat ends the chain.
+  # A listen address of its own goes before the wildcard; dnat ends the chain. The bit says here what postrouting
+  # cannot know any more: in meta mark `always`, in ct mark `never`.
   chain dispatch {
     ip daddr . meta l4proto . th dport @always_addr4 meta mark set meta mark | $bit
+    ip daddr . meta l4proto . th dport @never_addr4 ct mark set ct mark | $bit
     dnat ip addr . port to ip daddr . meta l4proto . th dport map @addr4
     ip6 daddr . meta l4proto . th dport @always_addr6 meta mark set meta mark | $bit
+    ip6 daddr . meta l4proto . th dport @never_addr6 ct mark set ct mark | $bit
     dnat ip6 addr . port to ip6 daddr . meta l4proto . th dport map @addr6
     meta nfproto ipv4 meta l4proto . th dport @always_any4 meta mark set meta mark | $bit
+    meta nfproto ipv4 meta l4proto . th dport @never_any4 ct mark set ct mark | $bit
     dnat ip addr . port to meta l4proto . th dport map @any4
     meta nfproto ipv6 meta l4proto . th dport @always_any6 meta mark set meta mark | $bit
+    meta nfproto ipv6 meta l4proto . th dport @never_any6 ct mark set ct mark | $bit
     dnat ip6 addr . port to meta l4proto . th dport map @any6
   }
 
@@ -125,8 +136,9 @@ table inet $table {$flags
     ct status & dnat == 0 return
     ip saddr 127.0.0.0/8 meta mark set meta mark | $bit
     ip6 saddr ::1 meta mark set meta mark | $bit
-    ip saddr . oifname @onlink4 meta mark set meta mark | $bit
-    ip6 saddr . oifname @onlink6 meta mark set meta mark | $bit
+    ip saddr . oifname @onlink4 ct mark & $bit == 0 meta mark set meta mark | $bit
+    ip6 saddr . oifname @onlink6 ct mark & $bit == 0 meta mark set meta mark | $bit
+    ct mark set ct mark & $others
     meta mark & $bit != 0 goto masquerading
   }
 
@@ -171,6 +183,7 @@ for _f in FAMILIES:
         _SETS |= {
             _name: (_key, f"{_address} . inet_service", ()),
             f"always_{_name}": (_key, None, ()),
+            f"never_{_name}": (_key, None, ()),
             f"guarded_{_name}": (_key, None, ()),
             f"allowed_{_name}": ((_address, *_key), None, ("interval",)),
         }
@@ -192,6 +205,14 @@ Flags = tuple[str, ...]
 OWNED: Flags = ("owner", "persist")
 
 
+class Skeleton(NamedTuple):
+    """Chains (type, hook, priority, policy), sets and rules."""
+
+    chains: dict[str, tuple[str | int | None, ...]]
+    sets: dict[str, Shape]
+    rules: str
+
+
 class Listed(NamedTuple):
     """Our table as it was found in the kernel."""
 
@@ -207,6 +228,11 @@ class Listed(NamedTuple):
     named_counters: tuple[str, ...]
     #: Packets dropped because their source is not allowed.
     blocked: dict[int, int]
+
+    @property
+    def skeleton(self) -> Skeleton:
+        """What stays while elements come and go."""
+        return Skeleton(self.chains, self.sets, self.rules)
 
 
 def skeleton(mark_bit: int, flags: Flags = (), table: str = TABLE) -> str:

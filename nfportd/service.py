@@ -16,11 +16,12 @@ from collections.abc import Mapping as AbstractMapping
 from typing import Any
 
 from nfportd import desired
-from nfportd.desired import Slot
+from nfportd.desired import Absent, Claim, Parts, Slot
 from nfportd.events import Events
 from nfportd.kernel.lifetimes import Lifetimes, incarnation
 from nfportd.kernel.nft import Nft
 from nfportd.metrics import Connections, Metrics, Readings
+from nfportd.model import Mapping
 from nfportd.notices import Notices
 from nfportd.reconciler import Kernel, Reconciler
 from nfportd.register import Register
@@ -82,13 +83,35 @@ class Service:
         found = await self._nft.list_table()
         return found.counters if found else {}
 
-    def status(self) -> dict[str, Any]:
+    async def drift(self, owner: str) -> AbstractMapping[Mapping, str]:
+        """The owner's mappings that the kernel has not as we left them, and why; costs as much as their keys."""
+        held = self.register.held.get(owner)
+        claims = [Claim(owner, line, mapping) for mapping, line in held.content.mappings.items()] if held else []
+        state = await self._table.state()
+        if state != "intact":
+            return {claim.mapping: f"table inet nfportd is {state}" for claim in claims}
+        wanted = {claim.mapping: self._elements(claim) for claim in claims}
+        if await self._table.holds({slot: value for each in wanted.values() for slot, value in each.items()}):
+            return {}
+        reason = "elements of it in table inet nfportd were removed or changed by somebody else"
+        return {mapping: reason for mapping, each in wanted.items() if not await self._table.holds(each)}
+
+    def _elements(self, claim: Claim) -> dict[Slot, Parts | None]:
+        """What should be in the kernel for a claim: nothing for keys that it waits for or that are refused."""
+        if claim in self._refused():
+            return {}
+        keys = (key for key, _ in claim.mapping.endpoints() if self.register.desired.holder(key) == claim)
+        wanted = self.register.desired.wanted(dict.fromkeys(keys))
+        return {slot: value for slot, value in wanted.items() if not isinstance(value, Absent)}
+
+    async def status(self) -> dict[str, Any]:
         """Everything that a person who looks for a fault wants to know first."""
         return {
             "version": importlib.metadata.version("nfportd"),
             "pid": os.getpid(),
             "since": rfc3339(self._since),
             "features": {"owner_persist": self._table.owned},
+            "table": await self._table.state(),
             "mappings": self.register.desired.count(),
             "owners": len(self.register.held),
             "elements": self._by_set(),
@@ -123,7 +146,7 @@ class Service:
                 found.append(Connections(holder.owner, name, str(key.protocol), key.family, key.port, count))
         return found
 
-    def _refused(self) -> AbstractMapping[desired.Claim, str]:
+    def _refused(self) -> AbstractMapping[Claim, str]:
         return self.reconciler.refused if self.reconciler else {}
 
     def _by_source(self) -> dict[str, int]:

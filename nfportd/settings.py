@@ -26,7 +26,8 @@ class Settings:
     """Set what forwarding needs under `net.*` (`ip_forward`, IPv6 `forwarding`, and `route_localnet` on the interfaces
     of targets), and give it back at stop. `false` only reports what is missing."""
     mark_bit: Annotated[int, Field(strict=True, ge=0, le=31)] = 13
-    """The bit of the packet mark, 0 to 31, that asks for masquerade (13 is 0x2000). Other bits are never touched."""
+    """The bit, 0 to 31, of the packet mark that asks for masquerade, and of the conntrack mark that forbids it, while a
+    new flow passes (13 is 0x2000). Other bits are never touched."""
     on_stop: Literal["remove", "keep"] = "remove"
     """What a stop does with the table, routes and sysctls: `remove` them, or `keep` them in force."""
     group: str = "nfportd"

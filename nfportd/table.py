@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from nfportd import desired, ruleset
-from nfportd.desired import Delta, Elements, Slot
+from nfportd.desired import Delta, Elements, Parts, Slot
 from nfportd.errors import KernelRefused, NotPossible
 from nfportd.kernel.nft import Nft
 
@@ -32,6 +32,10 @@ class Written(NamedTuple):
     refused: dict[Hashable, str]
 
 
+#: How the table's chains, sets and rules are, against what was written.
+State = Literal["intact", "changed", "missing"]
+
+
 class Table:
     """The table `inet nfportd`. `elements` is what the kernel holds by all we know."""
 
@@ -42,6 +46,8 @@ class Table:
         self._flags: ruleset.Flags = ()
         # What must go before the next delta, in its transaction, until it is written: the skeleton, or a refill.
         self._prologue = ""
+        # Chains, sets and rules as nft listed them after they were written.
+        self._skeleton: ruleset.Skeleton | None = None
 
     @property
     def owned(self) -> bool:
@@ -87,6 +93,7 @@ class Table:
         """Mirror what was listed; chains unlike ours are refilled together with the next delta."""
         self.elements = found.elements
         self._prologue = ""
+        self._skeleton = found.skeleton
         if found.fingerprint != ruleset.fingerprint(self._mark_bit, found):
             self._prologue = ruleset.refill(found, self._mark_bit, self._flags)
 
@@ -128,6 +135,7 @@ class Table:
     async def _leave_fingerprint(self) -> None:
         found = await self._nft.list_table(elements=False)
         if found:
+            self._skeleton = found.skeleton
             await self._nft.run(ruleset.set_fingerprint(ruleset.fingerprint(self._mark_bit, found)))
 
     async def _isolate(self, parts: list[Part], written: Written) -> None:
@@ -148,6 +156,18 @@ class Table:
     async def answers(self) -> None:
         """Return once nft has answered a question that costs the same at any size."""
         await self._nft.allows(ruleset.empty_table((), "nfportd_beat"))
+
+    async def state(self) -> State:
+        """What has become of the table, its elements apart. Costs the same at any number of mappings."""
+        found = await self._nft.list_table(elements=False)
+        if found is None:
+            return "missing"
+        return "intact" if found.skeleton == self._skeleton else "changed"
+
+    async def holds(self, elements: dict[Slot, Parts | None]) -> bool:
+        """Whether the kernel has these elements with these values; two dry runs, for nft lists no chosen elements."""
+        there = Delta(elements, {}), Delta({}, elements)
+        return not any([await self._nft.allows(ruleset.text(change)) for change in there if change])
 
     async def delete(self) -> None:
         """Take the table away."""

@@ -81,13 +81,15 @@ class Waiting:
 @dataclass(slots=True)
 class Outcome:
     """What became of a wish: mappings added and removed by it, claims that wait, claims that the kernel refused, and
-    keys that stay out because a process of this host listens there; and what its owners hold then."""
+    keys that stay out because a process of this host listens there, and that are in force all the same; and what its
+    owners hold then."""
 
     added: int = 0
     removed: int = 0
     waiting: list[Waiting] = field(default_factory=list)
     refused: dict[Claim, str] = field(default_factory=dict)
     blocked: dict[Key, Blocker] = field(default_factory=dict)
+    shadowed: AbstractMapping[Key, Blocker] = field(default_factory=dict)
     held: dict[str, Held | None] = field(default_factory=dict)
 
 

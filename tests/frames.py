@@ -6,6 +6,7 @@ by what NAT leaves alone: its payload, its TCP sequence number, its SCTP tag.
 
 from __future__ import annotations
 
+import secrets
 import socket
 import struct
 import time
@@ -165,3 +166,13 @@ def packed_mac(mac: str) -> bytes:
 
 def sctp_checksum_is_right(segment: bytes) -> bool:
     return crc32c(segment[:8] + bytes(4) + segment[12:]) == int.from_bytes(segment[8:12], "little")
+
+
+def sent_init(client: Namespace, mac: str, source: str, destination: str, port: int, target: Namespace) -> Seen | None:
+    """Send an SCTP INIT of its own to a port, by the gateway at `mac`; what of it arrives at the target."""
+    tag, sport = secrets.randbelow(1 << 31), 40000 + secrets.randbelow(20000)
+    with Wire(client) as wire, Wire(target) as link:
+        wire.send(mac, packet(source, destination, "sctp", sctp_init(sport, port, tag)))
+        seen = link.see(lambda seen: seen.proto == PROTO["sctp"] and seen.init_tag == tag)
+    assert seen is None or seen.sport == sport
+    return seen

@@ -124,7 +124,7 @@ class MappingState:
     sources: list[str] | None
     shadow_listener: bool
     reserve: bool
-    state: Annotated[str, Field(pattern="^(active|conflict|refused|port-in-use)$")]
+    state: Annotated[str, Field(pattern="^(active|conflict|refused|port-in-use|drift)$")]
     since: str
     reason: str | None = None
     conflicts: list[Conflict] = Field(default_factory=list)

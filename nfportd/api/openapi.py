@@ -44,11 +44,12 @@ _MATCH = {
     "description": "The etag that the owner must have.",
     "schema": {"type": "string"},
 }
+_VERIFY = _query("verify", "Ask the kernel whether it has them.", _BOOLEAN)
 _DRY = _query("dry_run", "Say what would happen, and do nothing.", _BOOLEAN)
 
 _RESOURCES = (
     _Resource("get", "/v1/owners", "List owners", (_query("prefix", "Names begin with it."),), answer=bodies.Owners),
-    _Resource("get", "/v1/owners/{owner}", "Show an owner and its mappings", (_OWNER,), answer=bodies.Owner),
+    _Resource("get", "/v1/owners/{owner}", "Show an owner and its mappings", (_OWNER, _VERIFY), answer=bodies.Owner),
     _Resource(
         "put", "/v1/owners/{owner}", "Replace an owner's mappings, all or none", (_OWNER, _DRY, _MATCH),
         bodies.OwnerBody, bodies.Changed,

@@ -35,6 +35,7 @@ from nfportd.api.server import CALLER, Refused, body
 from nfportd.api.views import Counters, Views
 from nfportd.events import Events
 from nfportd.metrics import CONTENT_TYPE
+from nfportd.model import Mapping
 from nfportd.notation import describe
 from nfportd.reconciler import Reconciler
 from nfportd.wishes import Content, PreconditionFailed, Wish
@@ -55,7 +56,8 @@ class Services:
     access: Access
     events: Events
     counters: Callable[[], Awaitable[Counters]]
-    status: Callable[[], dict[str, Any]]
+    status: Callable[[], Awaitable[dict[str, Any]]]
+    drift: Callable[[str], Awaitable[AbstractMapping[Mapping, str]]]
     reload: Callable[[], Awaitable[list[str]]]
     follow: Callable[[str, Content], None]
     incarnation: Callable[[Content], str]
@@ -99,8 +101,10 @@ class Routes:
         return json(Owners, Owners(owners=list(found)))
 
     async def owner(self, request: web.Request) -> web.Response:
-        """Show an owner and its mappings."""
-        found = self._at.views.owner(request.match_info["owner"])
+        """Show an owner and its mappings; if asked to verify, what the kernel has of them."""
+        owner = request.match_info["owner"]
+        drift = await self._at.drift(owner) if _flag(_query(request, "verify"), "verify") else {}
+        found = self._at.views.owner(owner, drift)
         if found is None:
             return _unknown(request)
         return json(Owner, found, ETag=f'"{found.etag}"')
@@ -219,7 +223,7 @@ class Routes:
 
     async def status(self, _request: web.Request) -> web.Response:
         """The daemon's state."""
-        found = self._at.status()
+        found = await self._at.status()
         for kind in ("conflict", "refused", "port-in-use"):
             found[_LISTS[kind]] = []
         for mapping in self._at.views.in_trouble():

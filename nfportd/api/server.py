@@ -35,6 +35,9 @@ _SO_PEERGROUPS = 59
 #: Clients that connect at once and wait for accept; the kernel's somaxconn bounds it too.
 _BACKLOG = 4096
 
+#: Seconds in which a client that was accepted must have begun to ask, when the end has come.
+_GRACE = 0.05
+
 CALLER = web.RequestKey("caller", Caller)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -151,6 +154,7 @@ class Server:
         self._path = path
         self._group = group
         self._inherited = inherited
+        self._site: web.SockSite | None = None
 
     async def start(self) -> None:
         """Accept clients; those that have connected to an inherited socket before have waited for it."""
@@ -160,7 +164,8 @@ class Server:
         except OSError as error:
             raise NotPossible(f"{self._path}: cannot listen: {error.strerror}; name another with --socket") from None
         sock.setblocking(False)
-        await web.SockSite(self._runner, sock, backlog=_BACKLOG).start()
+        self._site = web.SockSite(self._runner, sock, backlog=_BACKLOG)
+        await self._site.start()
 
     def _listen(self) -> socket.socket:
         """A socket of our own, in place of one that an earlier run left."""
@@ -177,7 +182,10 @@ class Server:
         return sock
 
     async def stop(self) -> None:
-        """Stop listening; requests that run are answered."""
+        """Stop listening; requests that run, or are on their way from clients that were accepted, are answered."""
+        if self._site:
+            await self._site.stop()
+            await asyncio.sleep(_GRACE)
         await self._runner.cleanup()
         if not self._inherited:
             self._path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ the moment when it is asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping as AbstractMapping
+from dataclasses import replace
 from typing import Any
 
 from nfportd import desired as state
@@ -17,6 +18,8 @@ from nfportd.reconciler import Reconciler
 from nfportd.wishes import Held, rfc3339
 
 Counters = AbstractMapping[Slot, int]
+Drift = AbstractMapping[Mapping, str]
+_NONE: Drift = {}
 
 
 class Views:
@@ -26,16 +29,19 @@ class Views:
         self._reconciler = reconciler
         self._register = reconciler.register
 
-    def owner(self, name: str) -> Owner | None:
-        """An owner with its mappings; None if it has none."""
+    def owner(self, name: str, drift: Drift = _NONE) -> Owner | None:
+        """An owner with its mappings; None if it has none. `drift`: what the kernel has not as it should, and why."""
         held = self._register.held.get(name)
-        return self.of(name, held) if held else None
+        return self.of(name, held, drift) if held else None
 
-    def of(self, name: str, held: Held) -> Owner:
+    def of(self, name: str, held: Held, drift: Drift = _NONE) -> Owner:
         """An owner that holds a content."""
-        states = [
-            self._state(Claim(name, line, mapping), held, None) for mapping, line in held.content.mappings.items()
-        ]
+        states = []
+        for mapping, line in held.content.mappings.items():
+            state = self._state(Claim(name, line, mapping), held, None)
+            if state.state == "active" and mapping in drift:
+                state = replace(state, state="drift", reason=drift[mapping])
+            states.append(state)
         return Owner(**_common(name, held), mappings=states)
 
     def owners(self, prefix: str) -> Iterator[OwnerSummary]:

@@ -67,14 +67,13 @@ def _from_elements(elements: Elements) -> list[Mapping]:
         key = desired.key_of(slot)
         endpoint = key and desired.endpoint_in(elements, key)
         if key and endpoint and slot == desired.slots(key)[0]:
-            always = desired.slots(key)[1]
             wildcard = "0.0.0.0" if key.family == 4 else "::"
             found.append(
                 Mapping(
                     listen=parse_listen(join_port(key.address or wildcard, str(key.port))),
                     protocol=(key.protocol,),
                     targets=(parse_target(str(endpoint)),),
-                    masquerade="always" if always.key in elements.get(always.set, {}) else "auto",
+                    masquerade=desired.masquerade_in(elements, key),
                     sources=sources.get(key, ()),
                 )
             )

@@ -199,3 +199,19 @@ def test_a_stopped_daemon_reserves_nothing(lab: Lab, daemon: Daemon, api: Client
     api.put("web", body(mapping(8080, T1, reserve=True)))
     daemon.stop()
     assert bind(lab, 8080) == "free"
+
+
+def test_what_was_promised_holds_at_a_start_against_a_process_that_came_to_listen(lab: Lab, start: Start) -> None:
+    daemon = start({"web.yaml": dropin(written("late", 8082, T1))})
+    with client(daemon) as api:
+        api.put("api:web", body(mapping(8080)))
+    daemon.stop()
+    with listening(lab, 8080) as pid, listening(lab, 8082):
+        seen = len(daemon.log)
+        daemon.start()
+
+        assert (answers(lab, 8080), answers(lab, 8082)) == ("t1", "timeout")  # the process says nothing
+        held = daemon.wait_for(r"8080/tcp of .*api:web.* holds, though", seen)
+        assert f"(pid {pid}) listens on 0.0.0.0" in held
+        with client(daemon) as api:
+            assert states(api) == {"api:web 8080": "active", "file:web.yaml 8082": "port-in-use"}

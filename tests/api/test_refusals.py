@@ -43,7 +43,7 @@ GOOD = json.dumps(body(mapping(8080))).encode()
         (body(mapping("8080-8090", T1)), "/mappings/0/targets", "1:1"),
         (body(mapping(8080, protocol="icmp")), "/mappings/0/protocol/0", "sctp"),
         (body(mapping(8080, protocol=["tcp", "tcp"])), "/mappings/0/protocol", "twice"),
-        (body(mapping(8080, masquerade="never")), "/mappings/0/masquerade", "always"),
+        (body(mapping(8080, masquerade="sometimes")), "/mappings/0/masquerade", "always"),
         (body(mapping(8080, on_change=1)), "/mappings/0/on_change", "cut"),
         (body(mapping(8080, sources=["nowhere"])), "/mappings/0/sources/0", "nowhere"),
         (body(mapping(8080, shadow_listener="yes")), "/mappings/0/shadow_listener", ""),

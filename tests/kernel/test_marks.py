@@ -152,6 +152,61 @@ def test_each_mapping_on_a_port_has_a_masquerade_of_its_own(lab: Lab, start: Sta
             assert answer.source == address("outside", family)
 
 
+@pytest.fixture
+def bridged(lab: Lab) -> Iterator[None]:
+    """The bridge passes its packets to conntrack: answers between siblings come back through the host."""
+    lab.bridge_netfilter(True)
+    yield
+    lab.bridge_netfilter(False)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("proto", ["tcp", "udp"])
+@pytest.mark.parametrize("listen", ["8080", "own"])
+@pytest.mark.usefixtures("bridged")
+def test_masquerade_never_shows_a_siblings_own_address(
+    lab: Lab, start: Start, listen: str, proto: str, family: int
+) -> None:
+    listen = endpoint(OWN[family], 8080) if listen == "own" else listen
+    daemon = start({"web.yaml": dropin(mapping("web", listen, to("t1", family), protocol=proto, masquerade="never"))})
+    for client in ("t2", "outside", "t4"):
+        answer = lab.spaces[client].ask(OWN[family], 8080, proto)
+        assert (answer.target, answer.source) == ("t1", address(client, family))
+    daemon.write("web.yaml", dropin(mapping("web", listen, to("t1", family), protocol=proto)))
+    assert lab.t2.ask(OWN[family], 8080, proto).source == host_addresses("br0", family)[0]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_masquerade_never_leaves_loopback_working(
+    lab: Lab, start: Start, counted: Callable[[], dict[str, int]], family: int
+) -> None:
+    lab.bridge_netfilter(False)
+    lab.host.nft(foreign(ALL_BITS ^ 0x2000, 0x2000))
+    start({"web.yaml": dropin(mapping("web", 8080, to("t1", family), masquerade="never"))})
+    answer = lab.host.ask("127.0.0.1" if family == 4 else "::1", 8080)
+    assert (answer.target, answer.source) == ("t1", host_addresses("br0", family)[0])
+    assert lab.outside.ask(OWN[family], 8080).source == address("outside", family)
+    counters = counted()
+    assert counters["kept"] > 0
+    assert (counters["ours"], counters["lost"]) == (0, 0)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("own", ["auto", "never"])
+@pytest.mark.usefixtures("bridged")
+def test_a_narrower_key_never_takes_the_wildcards_choice(lab: Lab, start: Start, own: str, family: int) -> None:
+    wildcard = "auto" if own == "never" else "never"
+    start(
+        {
+            "any.yaml": dropin(mapping("any", 8080, to("t1", family), masquerade=wildcard)),
+            "own.yaml": dropin(mapping("own", endpoint(OWN[family], 8080), to("t1", family), masquerade=own)),
+        }
+    )
+    for to_address, how in (OWN[family], own), (host_addresses("out0", family)[0], wildcard):
+        seen = lab.t2.ask(to_address, 8080).source
+        assert seen == (address("t2", family) if how == "never" else host_addresses("br0", family)[0])
+
+
 def test_masquerade_that_changes_is_taken_over_live(lab: Lab, start: Start) -> None:
     daemon = start({"web.yaml": dropin(mapping("web", 8080, to("t1", 4)))})
     assert lab.outside.ask(OWN[4], 8080).source == address("outside", 4)

@@ -5,14 +5,13 @@ It must not know the ruleset. The one idea: the INIT's tag is the same on both s
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 
 import pytest
 
 from tests import frames
 from tests.conftest import dropin, mapping
-from tests.frames import Wire
+from tests.frames import sent_init
 from tests.lab import Daemon, Lab, address, endpoint
 
 Start = Callable[..., Daemon]
@@ -24,14 +23,11 @@ OWN = {4: "192.0.2.1", 6: "2001:db8::1"}
 def test_an_init_reaches_the_target(lab: Lab, start: Start, target: str, family: int) -> None:
     web = mapping("diameter", 3868, endpoint(address(target, family), 13868), protocol="sctp")
     start({"sctp.yaml": dropin(web)})
-    mine, tag = address("outside", family), secrets.randbelow(1 << 31)
-    sport = 40000 + secrets.randbelow(20000)  # an association of its own
-    with Wire(lab.outside) as wire, Wire(lab.spaces[target]) as link:
-        init = frames.packet(mine, OWN[family], "sctp", frames.sctp_init(sport, 3868, tag))
-        wire.send(lab.host.mac("out0"), init)
-        seen = link.see(lambda seen: seen.proto == frames.PROTO["sctp"] and seen.init_tag == tag)
+    seen = sent_init(
+        lab.outside, lab.host.mac("out0"), address("outside", family), OWN[family], 3868, lab.spaces[target]
+    )
     assert seen is not None
-    assert (seen.source, seen.sport) == (mine, sport)
+    assert seen.source == address("outside", family)
     assert (seen.destination, seen.dport) == (address(target, family), 13868)
     assert frames.sctp_checksum_is_right(seen.segment)
 

@@ -12,8 +12,8 @@ from nfportd.desired import Elements
 from nfportd.model import Endpoint, Key, Mapping
 from tests.properties.strategies import Wishes
 
-KINDS = ("any", "addr", "always_any", "always_addr", "guarded_any", "guarded_addr", "open_addr", "allowed_any",
-         "allowed_addr", "onlink")  # fmt: skip
+KINDS = ("any", "addr", "always_any", "always_addr", "never_any", "never_addr", "guarded_any", "guarded_addr",
+         "open_addr", "allowed_any", "allowed_addr", "onlink")  # fmt: skip
 NAMES = tuple(f"{kind}{family}" for kind in KINDS for family in (4, 6))
 
 
@@ -34,8 +34,8 @@ def elements(wishes: Wishes, links: AbstractMapping[str, str] | None = None) -> 
         name = f"{'any' if key.address is None else 'addr'}{key.family}"
         parts = (key.protocol.value, key.port) if key.address is None else (key.address, key.protocol.value, key.port)
         found[name][parts] = (endpoint.address, endpoint.port)
-        if mapping.masquerade == "always":
-            found[f"always_{name}"][parts] = None
+        if mapping.masquerade != "auto":
+            found[f"{mapping.masquerade}_{name}"][parts] = None
         if mapping.sources:
             found[f"guarded_{name}"][parts] = None
         elif key.address is not None:

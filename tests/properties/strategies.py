@@ -47,7 +47,7 @@ def mappings(draw: st.DrawFn) -> Mapping:
         listen,
         targets,
         protocol=draw(st.lists(st.sampled_from(["tcp", "udp", "sctp"]), min_size=1, unique=True)),
-        masquerade=draw(st.sampled_from(["auto", "always"])),
+        masquerade=draw(st.sampled_from(["auto", "always", "never"])),
         on_change=draw(st.sampled_from(["keep", "cut"])),
         **draw(st.sampled_from([{}, {"sources": draw(sources())}])),
     )
@@ -128,6 +128,8 @@ def elements() -> st.SearchStrategy[Elements]:
         found[f"addr{family}"] = st.dictionaries(one, endpoint, max_size=6)
         found[f"always_any{family}"] = st.dictionaries(wild, st.none(), max_size=4)
         found[f"always_addr{family}"] = st.dictionaries(one, st.none(), max_size=4)
+        found[f"never_any{family}"] = st.dictionaries(wild, st.none(), max_size=4)
+        found[f"never_addr{family}"] = st.dictionaries(one, st.none(), max_size=4)
         found[f"onlink{family}"] = prefixes(family)
         found[f"guarded_any{family}"] = st.dictionaries(wild, st.none(), max_size=4)
         found[f"guarded_addr{family}"] = found[f"open_addr{family}"] = st.dictionaries(one, st.none(), max_size=4)

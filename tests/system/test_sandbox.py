@@ -146,8 +146,9 @@ def add(machine: Machine, name: str, port: int, **bond: object) -> None:
 
 
 def test_an_owner_ends_with_its_process(service: Machine, lab: Lab) -> None:
-    process = service.popen("sleep", "100")
-    inner = service.run("pgrep", "-n", "-x", "sleep").stdout.strip()
+    process = service.popen("sh", "-c", "echo $$; exec sleep 100")
+    assert process.stdout is not None
+    inner = process.stdout.readline().strip()
     add(service, "bound", 8092, pid=int(inner))
     before = lab.client.ask(OWN, 8092).outcome
     service.systemctl("restart", "nfportd")

@@ -66,6 +66,8 @@ def table(version: str = "1.0.6", fingerprint: str | None = "abc", **elements: l
             _set(f"addr{f}", [ip, *wild], version, found(f"addr{f}", []), map=ip),
             _set(f"always_any{f}", wild, version, found(f"always_any{f}", [])),
             _set(f"always_addr{f}", [ip, *wild], version, found(f"always_addr{f}", [])),
+            _set(f"never_any{f}", wild, version, found(f"never_any{f}", [])),
+            _set(f"never_addr{f}", [ip, *wild], version, found(f"never_addr{f}", [])),
             _set(f"guarded_any{f}", wild, version, found(f"guarded_any{f}", [])),
             _set(f"guarded_addr{f}", [ip, *wild], version, found(f"guarded_addr{f}", [])),
             _set(f"open_addr{f}", [ip, *wild], version, found(f"open_addr{f}", [])),

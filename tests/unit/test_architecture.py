@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "nfportd"
 
 #: From the ground up; modules of one line may not import each other, but for those of kernel and sources.
 ORDER = (
+    ("cni",),
     ("errors", "messages"),
     ("notation", "trust", "journal", "unit"),
     ("model",),
@@ -43,7 +44,7 @@ ORDER = (
     ("__main__",),
     ("client",),
     ("printing",),
-    ("changes",),
+    ("changes", "oci_hook"),
     ("cli",),
 )
 LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name in names}
@@ -150,6 +151,15 @@ def test_sources_know_no_nft_and_no_kernel(name: str) -> None:
 )
 def test_a_library_has_one_door(package: str, users: set[str]) -> None:
     assert {name for name in FILES if package in outside(name)} == users
+
+
+def test_the_cni_plugin_stands_alone() -> None:
+    quick = {"__future__", "_json", "_socket", "json", "os", "sys", "time"}
+    only_for_types = {"collections", "typing"}
+
+    assert imports("nfportd.cni") - {"collections.abc", "typing"} == quick
+    assert outside("nfportd.cni") == quick | only_for_types
+    assert [name for name in FILES if "nfportd.cni" in imports(name)] == []
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

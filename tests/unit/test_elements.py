@@ -56,6 +56,13 @@ def test_masquerade_always_takes_a_second_slot(listen: object, target: str, slot
     assert wanted(listen, target, masquerade="always").get(slot, "missing") is None
 
 
+@pytest.mark.parametrize(("listen", "name"), [(80, "never_any4"), ("192.0.2.1:80", "never_addr4")])
+def test_masquerade_never_takes_a_second_slot(listen: object, name: str) -> None:
+    found = {slot.set for slot in wanted(listen, "10.88.0.11:8", masquerade="never")}
+
+    assert (name in found, {each for each in found if each.startswith("always")}) == (True, set())
+
+
 def test_the_value_of_an_element_is_the_target() -> None:
     assert wanted("80-81", "10.88.0.11:90-91") == {
         Slot("any4", ("tcp", 80)): ("10.88.0.11", 90),
@@ -72,10 +79,12 @@ def test_a_key_that_nobody_claims_wants_its_slots_empty() -> None:
 def test_the_key_of_its_slots_is_the_key_that_made_them(address: str | None, protocol: str) -> None:
     made = key(80, address, protocol)
 
-    assert [desired.key_of(slot) for slot in desired.slots(made)] == [made, made]
+    assert [desired.key_of(slot) for slot in desired.slots(made)] == [made, made, made]
 
 
-@pytest.mark.parametrize("more", [{"masquerade": "always"}, {"sources": ["192.0.2.0/24", "198.51.100.7"]}])
+@pytest.mark.parametrize(
+    "more", [{"masquerade": "always"}, {"masquerade": "never"}, {"sources": ["192.0.2.0/24", "198.51.100.7"]}]
+)
 @pytest.mark.parametrize("listen", [80, "192.0.2.1:80"])
 def test_the_key_of_every_other_slot_is_the_key_that_made_it(listen: object, more: dict[str, object]) -> None:
     made = wanted(listen, **more)

@@ -25,6 +25,7 @@ STATUS = {
     "version": "0.1.0",
     "nft": "1.0.6",
     "features": {"owner_persist": False},
+    "table": "intact",
     "pid": 812,
     "since": SINCE,
     "mappings": 3,
@@ -155,6 +156,8 @@ def test_status_of_a_daemon_at_which_all_is_well(stub: Stub) -> None:
         ),
         ({"refused": [{**DNS, "owner": "api:me", "state": "refused", "reason": "No space left"}]}, "No space left"),
         ({"files": {"a.yaml": ["a.yaml:3:1: unknown key 'x'"]}}, "a.yaml:3:1: unknown key 'x'"),
+        ({"table": "changed"}, "table inet nfportd is changed"),
+        ({"table": "missing"}, "table inet nfportd is missing"),
     ],
 )
 def test_status_of_a_daemon_at_which_something_is_wrong(stub: Stub, wrong: Json, says: str) -> None:

@@ -1,0 +1,1 @@
+"""The CNI plugin against a real daemon and a real kernel."""

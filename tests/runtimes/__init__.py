@@ -1,0 +1,1 @@
+"""Container runtimes as Debian ships them, with nfportd behind their published ports."""
