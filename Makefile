@@ -43,6 +43,7 @@ help: ## this text
 demo: venv ## publish ports of a small network made of namespaces, and show each connection (root)
 	@$(BIN)/python -m tests.demo
 
+test: PACKAGES += $(BUILDING) $(PACKAGING)
 test: lint ## ruff, mypy and the test suite (root: it makes network namespaces)
 	$(PYTEST) tests --ignore=tests/runtimes --ignore=tests/recipes $(PYTEST_ARGS)
 

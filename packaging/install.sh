@@ -42,17 +42,19 @@ make_venv() {
     # Another Python since: its modules are of no use any more.
     [[ -d $place/lib/$version ]] || /usr/bin/python3 -m venv --clear --system-site-packages "$place"
     # Only what is missing is fetched: a second run needs no network.
-    "$place/bin/python" -m pip install -q --disable-pip-version-check --no-warn-script-location \
-        --require-hashes --only-binary :all: --requirement packaging/requirements.lock
-    "$place/bin/python" -m pip install -q --disable-pip-version-check --no-warn-script-location \
-        --no-index --no-deps --no-build-isolation --force-reinstall .
+    pip --require-hashes --only-binary :all: --requirement packaging/requirements.lock
+    pip --no-index --no-deps --no-build-isolation --force-reinstall .
+    /usr/bin/python3 -m compileall -q ${DESTDIR:+-s "$DESTDIR" -p /} "$place"/lib/python*/site-packages
+}
+
+pip() {
+    "$DESTDIR$VENV/bin/python" -m pip install -q --disable-pip-version-check --no-warn-script-location --no-compile "$@"
 }
 
 # A venv knows its own place.
 move_venv() {
     grep -rlIF --null "$DESTDIR$VENV" "$DESTDIR$VENV"/bin "$DESTDIR$VENV/pyvenv.cfg" |
         xargs -0 sed -i "s#$DESTDIR$VENV#$VENV#g"
-    /usr/bin/python3 -m compileall -qf -s "$DESTDIR" -p / "$DESTDIR$VENV/lib"
 }
 
 install_all() {
@@ -88,7 +90,11 @@ tell_the_system() {
 
 uninstall_all() {
     local place each
-    if live; then systemctl --quiet disable --now nfportd.service nfportd.socket 2>/dev/null || true; fi
+    if live; then
+        systemctl --quiet disable --now nfportd.service nfportd.socket 2>/dev/null || true
+        # With on_stop: keep, the stop has left it.
+        nft delete table inet nfportd 2>/dev/null || true
+    fi
     while read -r _ place; do rm -f "$DESTDIR$place"; done < <(files)
     for each in $PROGRAMS $LINKS; do rm -f "$DESTDIR${each#*:}"; done
     rm -rf --one-file-system "$DESTDIR$VENV" "$DESTDIR/var/lib/nfportd" "$DESTDIR/run/nfportd"
