@@ -34,6 +34,7 @@ _SO_PEERGROUPS = 59
 
 #: Clients that connect at once and wait for accept; the kernel's somaxconn bounds it too.
 _BACKLOG = 4096
+_AT_ONCE = 16
 
 #: Seconds in which a client that was accepted must have begun to ask, when the end has come.
 _GRACE = 0.05
@@ -164,8 +165,10 @@ class Server:
         except OSError as error:
             raise NotPossible(f"{self._path}: cannot listen: {error.strerror}; name another with --socket") from None
         sock.setblocking(False)
-        self._site = web.SockSite(self._runner, sock, backlog=_BACKLOG)
+        # asyncio takes the backlog also for how many it accepts before it does anything else.
+        self._site = web.SockSite(self._runner, sock, backlog=_AT_ONCE)
         await self._site.start()
+        sock.listen(_BACKLOG)
 
     def _listen(self) -> socket.socket:
         """A socket of our own, in place of one that an earlier run left."""

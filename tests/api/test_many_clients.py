@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
-from tests.api.calling import body, client, mapping, states
+from tests.api.calling import answers, body, client, mapping, states
 from tests.conftest import dropin, mapping as written
 from tests.hammer import Load, serve
 from tests.lab import ROOT, Daemon, Lab
@@ -61,3 +62,29 @@ def test_a_batch_of_ten_thousand_is_one_change(start: Callable[..., Daemon]) -> 
         gone = api.request("POST", "/v1/gc", {"prefix": "batch:", "valid": ["batch:20000"]})
         assert len(gone["removed"]) == 9_999
         assert daemon.elements("any4") == {"tcp . 20000": "10.88.0.12 . 20000"}
+
+
+_FLOOD = """
+import socket, sys
+while True:
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.connect(sys.argv[1])
+        except OSError:
+            pass
+"""
+
+
+def test_who_connects_and_hangs_up_without_end_does_not_keep_the_daemon_from_a_stop(
+    lab: Lab, start: Callable[..., Daemon]
+) -> None:
+    daemon = start({"web.yaml": dropin(written("web", 8080, "10.88.0.11:80"))})
+    flood = subprocess.Popen([sys.executable, "-c", _FLOOD, str(daemon.socket)])
+    try:
+        time.sleep(1)
+
+        assert answers(lab, 8080) == "t1"
+        assert daemon.stop(timeout=4) == 0
+    finally:
+        flood.kill()
+        flood.wait()
