@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping as AbstractMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping as AbstractMapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,11 +35,14 @@ from nfportd.api.problems import problem
 from nfportd.api.server import CALLER, Refused, body
 from nfportd.api.views import Counters, Views
 from nfportd.events import Events
+from nfportd.messages import Message, about
 from nfportd.metrics import CONTENT_TYPE
 from nfportd.model import Mapping
 from nfportd.notation import describe
 from nfportd.reconciler import Reconciler
-from nfportd.wishes import Content, PreconditionFailed, Wish
+from nfportd.wishes import Content, Outcome, PreconditionFailed, Wish
+
+_log = logging.getLogger(__name__)
 
 #: Where /v1/status lists mappings that are not in force, by their state.
 _LISTS = {"conflict": "conflicts", "refused": "refused", "port-in-use": "port_in_use", "active": "active"}
@@ -159,6 +163,7 @@ class Routes:
             dry_run=dry_run,
         )
         if not dry_run:
+            _tell(request[CALLER], contents, outcome)
             for owner, content in contents.items():
                 self._at.follow(owner, content or Content(mappings={}))
         first = next(iter(changed.owners.values()))
@@ -200,7 +205,8 @@ class Routes:
             self._at.access.write(request[CALLER], owner, self._held(owner))
         if gone:
             matches = self._pinned(request[CALLER], gone, {})
-            await self._at.reconciler.fulfil(Wish(owners=dict.fromkeys(gone), promised=True, matches=matches))
+            outcome = await self._at.reconciler.fulfil(Wish(owners=dict.fromkeys(gone), promised=True, matches=matches))
+            _tell(request[CALLER], gone, outcome)
             for owner in gone:
                 self._at.follow(owner, Content(mappings={}))
         return web.json_response({"removed": gone})
@@ -251,6 +257,15 @@ class Routes:
                 async with asyncio.timeout(_PATIENCE):
                     await response.write(event.json().encode() + b"\n")
         return response
+
+
+def _tell(caller: Caller, owners: Collection[str], outcome: Outcome) -> None:
+    """A line in the log for a request that has changed something, however many owners it names."""
+    if outcome.added or outcome.removed:
+        owner = next(iter(owners)) if len(owners) == 1 else ""
+        what, told = owner or f"{len(owners)} owners", about(Message.APPLIED, owner)
+        text = "%s: +%d -%d mappings by uid %d (pid %d)"
+        _log.info(text, what, outcome.added, outcome.removed, caller.uid, caller.pid, extra=told)
 
 
 def _query(request: web.Request, *known: str) -> dict[str, str]:

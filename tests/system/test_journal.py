@@ -66,6 +66,19 @@ def test_who_is_denied_is_told(service: Machine) -> None:
     assert "uid 65534" in last(service, Message.DENIED)["MESSAGE"]
 
 
+def test_a_change_over_the_api_is_found_by_its_owner(service: Machine) -> None:
+    service.run("nfportctl", "add", "--owner", "api:shop", "8080", "10.88.0.11:80")
+    added = last(service, Message.APPLIED, "NFPORTD_OWNER=api:shop")
+    service.run("nfportctl", "add", "--owner", "api:shop", "8081", "10.88.0.11:80", "--dry-run")
+    tried = last(service, Message.APPLIED, "NFPORTD_OWNER=api:shop")
+    service.run("nfportctl", "remove", "--owner", "api:shop", "--all")
+    removed = last(service, Message.APPLIED, "NFPORTD_OWNER=api:shop")
+
+    assert added["MESSAGE"].startswith("api:shop: +1 -0 mappings by uid 0 (pid ")
+    assert tried["MESSAGE"] == added["MESSAGE"]
+    assert removed["MESSAGE"].startswith("api:shop: +0 -1 mappings by uid 0 (pid ")
+
+
 def test_ordinary_life_has_its_ids_too(service: Machine) -> None:
     service.write("/etc/nfportd.d/web.yaml", dropin(mapping("web", 8080, "10.88.0.11:80")))
     service.systemctl("restart", "nfportd")
