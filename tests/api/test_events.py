@@ -26,6 +26,8 @@ from tests.api.calling import (
 from tests.conftest import dropin, mapping as written
 from tests.lab import Daemon, Lab
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def daemon(start: Callable[..., Daemon]) -> Daemon:

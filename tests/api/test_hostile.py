@@ -17,6 +17,8 @@ import pytest
 from tests.api.calling import body, client, connected, mapping
 from tests.lab import Daemon, Lab
 
+pytestmark = pytest.mark.alone
+
 PUT = b"PUT /v1/owners/web HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 

@@ -21,6 +21,8 @@ from tests.lab import Lab
 from tests.netns import NETNS, Namespace, ip
 from tests.told import PATIENCE, Told
 
+pytestmark = pytest.mark.alone
+
 Story = Callable[[Lifetimes, Told], Awaitable[None]]
 
 

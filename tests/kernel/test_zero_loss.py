@@ -16,6 +16,8 @@ from tests.conftest import dropin, mapping
 from tests.hammer import Load, Tally, serve
 from tests.lab import Daemon, Lab, address, endpoint
 
+pytestmark = pytest.mark.alone
+
 Start = Callable[..., Daemon]
 PORT = 8080
 OWN = "192.0.2.1"

@@ -20,6 +20,8 @@ from nfportd.kernel import lifetimes as module
 from nfportd.kernel.lifetimes import Lifetimes, incarnation
 from tests.told import Told
 
+pytestmark = pytest.mark.alone
+
 Story = Callable[[Lifetimes, Told], Awaitable[None]]
 
 
