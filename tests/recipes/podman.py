@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.lab import ROOT, Daemon
 from tests.recipes.conftest import PORTCTL
 from tests.runtimes import images
-from tests.runtimes.room import Inside, Room
+from tests.runtimes.room import Inside, Room, wait_for
 
 HOOK = ROOT / "etc" / "containers" / "oci" / "hooks.d" / "nfportd.json"
 PROGRAMS = ("podman", "conmon", "/usr/lib/podman/netavark")
@@ -82,8 +82,9 @@ class Podman:
         return Inside(self.room.lab, name, Path(self.room.path(place)))
 
     def clear(self) -> None:
-        """End and remove all containers."""
-        self("rm", "--all", "--force", "--time", "0")
+        """End and remove all containers; once more where conmon's clean-up still holds the mounts of one."""
+        command = ("podman", "rm", "--all", "--force", "--time", "0")
+        wait_for(lambda: not self.room.run(*command, env=self.env, check=False).returncode, "containers to be removed")
 
     def _line(self, name: str, *options: str, network: str = "both") -> list[str]:
         return ["run", "-d", "--name", name, "--hostname", name, "--network", network, *options, images.NAME]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.runtimes import images
-from tests.runtimes.room import Inside, Room
+from tests.runtimes.room import Inside, Room, wait_for
 
 PROGRAMS = ("podman", "conmon", "runc", "curl", str(images.BUSYBOX), "/usr/lib/cni/bridge")
 CONFIG = """
@@ -88,7 +88,9 @@ class Podman:
         return self("ps", "--all", "--format", "{{.Names}}").split()
 
     def remove(self, *names: str) -> None:
-        self("rm", "--force", "--time", "0", *names)
+        """Remove containers. conmon's clean-up of one that just ended holds its mounts: then once more."""
+        command = ("podman", "rm", "--force", "--ignore", "--time", "0", *names)
+        wait_for(lambda: not self.room.run(*command, env=self._env, check=False).returncode, f"{names} to be removed")
 
     def clear(self) -> None:
         if names := self.containers():
