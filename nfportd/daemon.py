@@ -36,7 +36,7 @@ from nfportd.kernel.nft import Nft
 from nfportd.kernel.ports import LocalPorts
 from nfportd.kernel.sysctl import Sysctls
 from nfportd.messages import Message, about
-from nfportd.model import Key
+from nfportd.model import Key, listens
 from nfportd.reconciler import Kernel, Reconciler
 from nfportd.register import Register
 from nfportd.service import Service
@@ -232,10 +232,10 @@ class _Source:
         for key, (address, process) in outcome.blocked.items():
             holder, told = self._holder(key)
             text = "%s of %s is not in force: %s on %s; stop it, or set shadow_listener: true"
-            _log.error(text, key, holder, _listens(process), address, extra=told)
+            _log.error(text, key, holder, listens(process), address, extra=told)
         for key, (address, process) in outcome.shadowed.items():
             holder, told = self._holder(key)
-            _log.warning("%s of %s holds, though %s on %s", key, holder, _listens(process), address, extra=told)
+            _log.warning("%s of %s holds, though %s on %s", key, holder, listens(process), address, extra=told)
         added, removed = self._reconciler.elements_added, self._reconciler.elements_removed
         text, told = "applied: %s: +%d -%d elements in %.1f ms", about(Message.APPLIED, owner)
         _log.info(text, what, added, removed, seconds * 1000, extra=told)
@@ -244,10 +244,6 @@ class _Source:
         """Whose key it is, and what a line about it is about."""
         holder = self._reconciler.register.desired.holder(key)
         return holder, about(Message.PORT_IN_USE, holder.owner if holder else "", key)
-
-
-def _listens(process: tuple[int, str] | None) -> str:
-    return f"{process[1]} (pid {process[0]}) listens" if process else "a process of this host listens"
 
 
 @contextlib.contextmanager

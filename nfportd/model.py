@@ -67,6 +67,11 @@ class Key(NamedTuple):
 Blocker = tuple[str, tuple[int, str] | None]
 
 
+def listens(process: tuple[int, str] | None) -> str:
+    """Who listens, in words; None: a process that cannot be seen."""
+    return f"{process[1]} (pid {process[0]}) listens" if process else "a process of this host listens"
+
+
 class Endpoint(NamedTuple):
     """Where one key's connections go."""
 

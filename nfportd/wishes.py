@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from nfportd.desired import Claim
 from nfportd.errors import NfportdError
-from nfportd.model import Blocker, Key, Mapping
+from nfportd.model import Blocker, Key, Mapping, listens
 
 
 def rfc3339(seconds: float) -> str:
@@ -106,8 +106,8 @@ class PortInUse(NfportdError):
 
     def __init__(self, key: Key, address: str, process: tuple[int, str] | None) -> None:
         self.key, self.address, self.process = key, address, process
-        who = f"{process[1]} (pid {process[0]})" if process else "a process of this host"
-        super().__init__(f"{key}: {who} listens on {address} port {key.port}; stop it, or set shadow_listener: true")
+        where = f"{address} port {key.port}"
+        super().__init__(f"{key}: {listens(process)} on {where}; stop it, or set shadow_listener: true")
 
 
 class PreconditionFailed(NfportdError):

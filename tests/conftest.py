@@ -26,6 +26,11 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
+    """A laboratory a module."""
+    yield from furnished()
+
+
+def furnished() -> Iterator[Lab]:
     """The host with its targets, each of which answers on port 80 with its name."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")

@@ -13,7 +13,7 @@ from typing import Any
 from nfportd import desired as state
 from nfportd.api.bodies import Conflict, MappingState, Owner, OwnerSummary, Process
 from nfportd.desired import Claim, Slot
-from nfportd.model import Mapping
+from nfportd.model import Mapping, listens
 from nfportd.reconciler import Reconciler
 from nfportd.wishes import Held, rfc3339
 
@@ -112,9 +112,8 @@ class Views:
     def _blocker(self, claim: Claim) -> tuple[str | None, Process | None]:
         for key, (address, process) in self._register.desired.blocked.items():
             if self._register.desired.holder(key) == claim:
-                who = f"{process[1]} (pid {process[0]})" if process else "a process of this host"
                 found = Process(pid=process[0], name=process[1]) if process else None
-                return f"{key}: {who} listens on {address}", found
+                return f"{key}: {listens(process)} on {address}", found
         return None, None
 
 

@@ -6,9 +6,7 @@ Must not know a runtime. The one idea: what is run is what docs/recipes.md says,
 from __future__ import annotations
 
 import io
-import os
 import re
-import signal
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,44 +14,20 @@ from pathlib import Path
 import pytest
 
 from tests.api.calling import client
-from tests.lab import ROOT, TARGETS, Daemon, Lab
+from tests.conftest import furnished
+from tests.lab import ROOT, Daemon, Lab
 from tests.runtimes import images
-from tests.runtimes.room import Room, child, needs
+from tests.runtimes.room import Neighbour, Room, needs
 
 RECIPES = ROOT / "docs" / "recipes.md"
 HOST = "192.0.2.1"
 PORTCTL = Daemon.command("nfportctl")[0]
 
 
-class Neighbour(Daemon):
-    """nfportd among the processes of the room, so that a pid means the same to it and to the runtime."""
-
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        super().__init__(room.lab)
-
-    def command(self, program: str = "nfportd") -> list[str]:  # type: ignore[override]
-        return ["nsenter", f"--target={self._room.init}", "--mount", "--pid", "--", *Daemon.command(program)]
-
-    def _end(self, number: signal.Signals, timeout: float = 10) -> int:
-        """The signal is for nfportd, not for the program that brought it into the room."""
-        assert self.process is not None
-        if self.process.poll() is None:
-            os.kill(child(self.process.pid), number)
-        status = self.process.wait(timeout)
-        self.process = None
-        return status
-
-
 @pytest.fixture(scope="package")
 def lab() -> Iterator[Lab]:
     """One laboratory for all recipes: each leaves the host as it was."""
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    with Lab() as built:
-        for name in TARGETS:
-            built.spaces[name].serve([80])
-        yield built
+    yield from furnished()
 
 
 @pytest.fixture(scope="package")

@@ -162,14 +162,12 @@ class Room:
         self.close()
 
 
-class Resident(Daemon):
-    """nfportd in the room, on its usual socket."""
+class Neighbour(Daemon):
+    """nfportd among the processes of the room, so that a pid means the same to it and to the runtime."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Room, arguments: Sequence[str] = ()) -> None:
         self._room = room
-        super().__init__(room.lab, arguments=["--socket", SOCKET])
-        self.socket = room.path(SOCKET)
-        self.socket.parent.mkdir(exist_ok=True)
+        super().__init__(room.lab, arguments=arguments)
 
     def command(self, program: str = "nfportd") -> list[str]:  # type: ignore[override]
         return self._room.inside(Daemon.command(program))
@@ -182,6 +180,15 @@ class Resident(Daemon):
         status = self.process.wait(timeout)
         self.process = None
         return status
+
+
+class Resident(Neighbour):
+    """The one on its usual socket."""
+
+    def __init__(self, room: Room) -> None:
+        super().__init__(room, arguments=["--socket", SOCKET])
+        self.socket = room.path(SOCKET)
+        self.socket.parent.mkdir(exist_ok=True)
 
 
 class Inside(Namespace):
