@@ -171,14 +171,15 @@ def status(client: Client, as_json: bool) -> None:
     Example:
       nfportctl status || mail -s "$(hostname): ports are not in force" root </dev/null
 
-    Exit status: 0 all is in force, 1 a mapping is not or a drop-in is broken, 3 the daemon does not answer.
+    Exit status: 0 all is in force, 1 a mapping is not, a drop-in is broken or others' rules stop connections, 3 the
+    daemon does not answer.
     """
     found = client.get("/v1/status")
     if as_json:
         _print_json(found)
     else:
         _print(printing.status(found, datetime.now(UTC)))
-    intact = found["table"] == "intact"
+    intact = found["table"] == "intact" and not any(each["certain"] for each in found["forwarding"])
     if not intact or found["conflicts"] or found["refused"] or any(found["files"].values()):
         sys.exit(EXIT_WRONG)
 

@@ -37,6 +37,7 @@ from nfportd.kernel.ports import LocalPorts
 from nfportd.kernel.sysctl import Sysctls
 from nfportd.messages import Message, about
 from nfportd.model import Key, listens
+from nfportd.obstacles import Obstacles
 from nfportd.reconciler import Kernel, Reconciler
 from nfportd.register import Register
 from nfportd.service import Service
@@ -121,6 +122,7 @@ async def _work(kernel: Kernel, nft: Nft, store: Store, paths: Paths, settings: 
     dropins = DropIns(paths.dropins, paths.run_dir / "last-good")
     service = Service(register, kernel, nft, dropins)
     reconciler = service.reconciler = Reconciler(register, kernel, store, service.notices)
+    obstacles = service.obstacles = Obstacles(Nft(), reconciler, service.notices.stirred)
     promised = await recovery.promised(store, kernel.table.elements)
     source = _Source(reconciler, dropins, service, promised)
     app = _application(reconciler, service, source, settings)
@@ -132,6 +134,7 @@ async def _work(kernel: Kernel, nft: Nft, store: Store, paths: Paths, settings: 
         asyncio.create_task(source.follow_files(server), name="drop-ins"),
         asyncio.create_task(source.follow_signal(reread), name="SIGHUP"),
         asyncio.create_task(unit.tell_status(service.notices.changed, service.summary), name="status"),
+        asyncio.create_task(obstacles.run(), name="obstacles"),
         asyncio.create_task(_live(source, reconciler), name="watchdog"),
     ]
     done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -140,6 +143,7 @@ async def _work(kernel: Kernel, nft: Nft, store: Store, paths: Paths, settings: 
     for task in rest:
         task.cancel()
     await asyncio.gather(*rest, return_exceptions=True)
+    obstacles.close()
     for task in done:
         # Only the wait for a signal ends without an error.
         task.result()

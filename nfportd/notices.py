@@ -24,6 +24,8 @@ class Notices:
         self._metrics = metrics
         #: Set with each change, for who shows what is.
         self.changed = asyncio.Event()
+        #: Set when rules of others may stop something else than before, for who looks at them.
+        self.stirred = asyncio.Event()
 
     def transaction(self, seconds: float, *, ok: bool) -> None:
         """A transaction took so long."""
@@ -37,6 +39,8 @@ class Notices:
     def fulfilled(self, change: Change, waiting: Iterable[Waiting]) -> None:
         """A wish came true, but for what waits."""
         self.changed.set()
+        if change.before:
+            self.stirred.set()
         for owner, before in change.before.items():
             held = self._register.held.get(owner)
             old = before.content.mappings.keys() if before else set()
@@ -56,6 +60,7 @@ class Notices:
 
     def reload(self, detail: str) -> None:
         """Drop-ins were read."""
+        self.stirred.set()
         self._events.add(Kind.RELOAD, "", detail=detail)
 
     def _add(self, kind: Kind, owner: str, mapping: Mapping) -> None:

@@ -112,6 +112,11 @@ class Reconciler:
         self._room = False
         self._heard = False
 
+    @property
+    def topology(self) -> Topology:
+        """What the targets in use ask of the host."""
+        return self._topology
+
     async def fulfil(self, wish: Wish) -> Outcome:
         """Bring a wish into force; returns when the store and the kernel have it.
 

@@ -23,6 +23,7 @@ from nfportd.kernel.nft import Nft
 from nfportd.metrics import Connections, Metrics, Readings
 from nfportd.model import Mapping
 from nfportd.notices import Notices
+from nfportd.obstacles import Obstacles
 from nfportd.reconciler import Kernel, Reconciler
 from nfportd.register import Register
 from nfportd.sources.dropins import DropIns
@@ -40,6 +41,7 @@ class Service:
         self.metrics = Metrics(Readings(self._by_source, self._by_set, self._waiting, lambda: len(self._refused())))
         self.notices = Notices(register, self.events, self.metrics)
         self.reconciler: Reconciler | None = None
+        self.obstacles: Obstacles | None = None
         self._table = kernel.table
         self._host = kernel.host
         self._nft = nft
@@ -117,6 +119,7 @@ class Service:
             "elements": self._by_set(),
             "files": {name: list(map(str, problems)) for name, problems in self._dropins.problems.items()},
             "unreached": sorted(self.reconciler.unreached) if self.reconciler else [],
+            "forwarding": [found._asdict() for found in await self.obstacles.look()] if self.obstacles else [],
             "sysctls": self._host.managed(),
         }
 

@@ -54,6 +54,11 @@ class Nft:
         """Our table, or None. Without elements the cost does not depend on the number of mappings."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._list, elements)
 
+    async def listed(self, command: str) -> Any:
+        """What nft lists, of any table, without the elements of sets. Raises KernelRefused, also where there is no
+        such thing."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._listed, command)
+
     async def allows(self, text: str) -> str | None:
         """Let nft and the kernel check text without applying it; None, or why they refuse it."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._check, text)
@@ -87,6 +92,15 @@ class Nft:
         if elements:
             _libc.malloc_trim(0)
         return found
+
+    def _listed(self, command: str) -> Any:
+        self._nft.set_json_output(True)
+        self._nft.set_terse_output(True)
+        try:
+            return json.loads(self._command(command))
+        finally:
+            self._nft.set_json_output(False)
+            self._nft.set_terse_output(False)
 
     def _check(self, text: str) -> str | None:
         self._nft.set_dry_run(True)

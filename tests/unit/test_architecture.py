@@ -24,16 +24,19 @@ ORDER = (
     ("ruleset",),
     ("topology",),
     ("flows",),
+    ("matches",),
+    ("forwarding",),
+    ("firewalls",),
     ("wishes", "access"),
     ("register",),
     ("settings",),
     ("events", "metrics"),
-    ("kernel.sysctl", "kernel.nft", "kernel.conntrack", "kernel.network"),
+    ("kernel.sysctl", "kernel.nft", "kernel.nft_rules", "kernel.conntrack", "kernel.network"),
     ("kernel.processes", "kernel.netns_paths", "kernel.listeners", "kernel.reservations"),
     ("kernel.host", "kernel.lifetimes", "kernel.ports"),
     ("table",),
     ("reconciler",),
-    ("notices",),
+    ("notices", "obstacles"),
     ("sources.store", "sources.dropins", "sources.watch"),
     ("sources.recovery",),
     ("service",),
@@ -51,7 +54,7 @@ LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name 
 
 PURE = (
     *("errors", "notation", "model", "document", "validation", "desired", "ruleset", "topology", "flows"),
-    *("wishes", "access", "register", "messages"),
+    *("wishes", "access", "register", "messages", "matches", "forwarding", "firewalls"),
 )
 IMPURE = {
     "asyncio",

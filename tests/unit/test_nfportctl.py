@@ -35,6 +35,7 @@ STATUS = {
     "refused": [],
     "files": {},
     "unreached": [],
+    "forwarding": [],
     "sysctls": [],
 }
 
