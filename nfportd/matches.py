@@ -237,6 +237,8 @@ def same(left: Any, right: Any, contains: Contains) -> Answer:
             return _in_set(left, right.removeprefix("@"), contains)
     if isinstance(left, Unknown):
         return False if not isinstance(right, dict | list) and right in left.never else left.why
+    if isinstance(left, frozenset):
+        return _bits("==", left, right)
     return left is not _ABSENT and _is(left, right)
 
 

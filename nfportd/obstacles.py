@@ -76,10 +76,11 @@ class Obstacles:
         asked = list(islice(self._connections(), _MOST))
         try:
             found = await self._stopped(asked) + list(_legacy()) if asked else []
-        except (KernelRefused, OSError, ValueError) as error:
-            if str(error) != self._trouble:
-                _log.warning("the rules of other programs cannot be read: %s", error)
-            self._trouble = str(error)
+        except Exception as error:  # others write what they like, and nft lists it as its version likes
+            if repr(error) != self._trouble:
+                known = isinstance(error, KernelRefused | OSError)
+                _log.warning("the rules of other programs cannot be read: %s", error, exc_info=not known)
+            self._trouble = repr(error)
             return
         self._trouble = ""
         self._tell(found)
