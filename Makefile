@@ -13,6 +13,8 @@ PACKAGES := ca-certificates netbase nftables python3-nftables python3-venv pytho
             iproute2 conntrack procps curl systemd-container
 BUILDING := python3-hatchling
 PACKAGING := debhelper dh-python dpkg-dev python3-pip lintian
+# Whose rules the tests load beside ours; neither does anything before it is told to.
+FIREWALLS := iptables ufw
 # Where `make install` puts programs, units and pages; the modules go to /opt/nfportd.
 PREFIX := /usr/local
 # For example: make test PYTEST_ARGS='-k hairpin -x'
@@ -46,7 +48,7 @@ help: ## this text
 demo: venv ## publish ports of a small network made of namespaces, and show each connection (root)
 	@$(BIN)/python -m tests.demo
 
-test: PACKAGES += $(BUILDING) $(PACKAGING)
+test: PACKAGES += $(BUILDING) $(PACKAGING) $(FIREWALLS)
 test: lint ## ruff, mypy and the test suite (root: it makes network namespaces)
 	$(PYTEST) tests $(WITHOUT) -m 'not alone' $(PYTEST_ARGS) || [ $$? = 5 ] # 5: nothing of it was asked for
 	$(BIN)/python -m pytest tests $(WITHOUT) -m alone $(PYTEST_ARGS) || [ $$? = 5 ]
