@@ -249,9 +249,11 @@ class _Walk:
                 case dict() if statement.keys() & _VERDICTS:
                     yield hit, statement
                     return
-            hit = both((hit, self._goes_on(chain, statement)))
-            if hit is False:
+            goes_on = self._goes_on(chain, statement)
+            if goes_on is False:
                 return
+            if goes_on is not True:
+                hit = both((hit, goes_on))
 
     def _goes_on(self, chain: Chain, statement: Any) -> Answer:
         """Whether the rest of a rule is looked at after a statement."""

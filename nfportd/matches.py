@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 from nfportd.notation import Family
@@ -142,16 +143,18 @@ def value(expression: Any, packet: Packet) -> Any:
 
 
 def _meta(key: str, packet: Packet) -> Any:
-    known = {
-        "iif": packet.iif or _SOME_LINK,
-        "iifname": packet.iif or _SOME_LINK,
-        "oif": packet.oif or _SOME_LINK,
-        "oifname": packet.oif or _SOME_LINK,
-        "nfproto": f"ipv{packet.family}",
-        "protocol": "ip" if packet.family == 4 else "ip6",
-        "l4proto": packet.protocol,
-    }
-    return known.get(key, _SOMEBODY)
+    match key:
+        case "iif" | "iifname":
+            return packet.iif or _SOME_LINK
+        case "oif" | "oifname":
+            return packet.oif or _SOME_LINK
+        case "l4proto":
+            return packet.protocol
+        case "nfproto":
+            return f"ipv{packet.family}"
+        case "protocol":
+            return "ip" if packet.family == 4 else "ip6"
+    return _SOMEBODY
 
 
 def _payload(protocol: str, field: str, packet: Packet) -> Any:
@@ -282,9 +285,11 @@ def _field(part: str | int, kind: str) -> bytes:
 def _between(left: Any, address: str, length: int) -> Answer:
     if not _is_address(address):
         return str(left).startswith(address.rstrip("*"))
-    return _is_address(left) and ipaddress.ip_address(left) in ipaddress.ip_network(f"{address}/{length}", strict=False)
+    hidden = (32 if ":" not in address else 128) - length
+    return (":" in address) == (":" in str(left)) and _number(left) >> hidden == _number(address) >> hidden
 
 
+@lru_cache(1 << 14)
 def _is_address(text: Any) -> bool:
     try:
         ipaddress.ip_address(text)
@@ -293,6 +298,7 @@ def _is_address(text: Any) -> bool:
     return isinstance(text, str)
 
 
+@lru_cache(1 << 14)
 def _number(part: Any) -> int:
     """For comparison: an address, a protocol or a port as a number; -1 for anything else."""
     if isinstance(part, str):
