@@ -60,8 +60,10 @@ class Connection:
 
 
 def connections(mapping: Mapping, topology: Topology) -> Iterable[Connection]:
-    """What a mapping forwards, once for each protocol and family."""
+    """What a mapping forwards, once for each protocol and family; not what goes to this host itself."""
     for target in mapping.targets:
+        if (target.family, target.address) in topology.network.addresses:
+            continue
         uplink, link = topology.uplink(target.family), topology.link_to(target.family, target.address)
         for protocol in mapping.protocol:
             yield Connection(str(protocol), mapping.listen.ports, target, uplink, link)

@@ -8,14 +8,21 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from nfportd import firewalls, forwarding
 from nfportd.firewalls import Connection, Finding
 from nfportd.forwarding import Lookups
+from nfportd.model import Mapping
 from nfportd.notation import Ports, Target
+from nfportd.topology import Link, Network, Route, Topology
 
 WEB = Connection("tcp", Ports(8080, 8080), Target("10.88.0.11", 4, Ports(80, 80)), "eth0", "br0")
 RTP = Connection("udp", Ports(20000, 20009), Target("fd88::11", 6, Ports(30000, 30009)), "eth0", "br0")
+
+
+def mapping(written: dict[str, Any]) -> Mapping:
+    return TypeAdapter(Mapping).validate_python(written)
 
 
 def found(family: str, table: str, base: str, *beside: str, of: Connection = WEB) -> Finding:
@@ -82,6 +89,26 @@ def test_ranges_and_ipv6(chain: str, command: str) -> None:
     finding = found(family, table, base, *beside, of=RTP)
 
     assert (finding.commands, finding.targets) == ((command,), ("[fd88::11]:30000-30009/udp",))
+
+
+def test_connections_of_a_mapping_and_the_links_that_they_take() -> None:
+    links = (Link(2, "eth0"), Link(3, "br0"))
+    routes = (
+        Route(4, "0.0.0.0/0", 2, 100, on_link=False),
+        Route(4, "0.0.0.0/0", 3, 200, on_link=False),
+        Route(4, "10.88.0.0/16", 3, 0, on_link=True),
+    )
+    topology = Topology(Network(links, routes, frozenset({(4, "10.88.0.1")})))
+    both = mapping({"listen": "8080", "protocol": ["tcp", "udp"], "targets": ["10.88.0.11:80", "[fd88::11]:80"]})
+    here = mapping({"listen": "8080", "targets": "10.88.0.1:80"})
+
+    assert [(str(each), each.uplink, each.link) for each in firewalls.connections(both, topology)] == [
+        ("10.88.0.11:80/tcp", "eth0", "br0"),
+        ("10.88.0.11:80/udp", "eth0", "br0"),
+        ("[fd88::11]:80/tcp", None, None),
+        ("[fd88::11]:80/udp", None, None),
+    ]
+    assert list(firewalls.connections(here, topology)) == []
 
 
 def test_nothing_opens_a_service_without_endpoints() -> None:
