@@ -24,6 +24,8 @@ class Notices:
         self._metrics = metrics
         #: Set with each change, for who shows what is.
         self.changed = asyncio.Event()
+        #: How often something was repaired since the start.
+        self.repairs = 0
 
     def transaction(self, seconds: float, *, ok: bool) -> None:
         """A transaction took so long."""
@@ -53,6 +55,13 @@ class Notices:
     def refused(self, owner: str, detail: str) -> None:
         """The kernel refused something of an owner."""
         self._events.add(Kind.REFUSED, owner, detail=detail)
+
+    def repaired(self, detail: str) -> None:
+        """What others had undone is in force again."""
+        self._metrics.repair()
+        self._events.add(Kind.REPAIRED, detail=detail)
+        self.repairs += 1
+        self.changed.set()
 
     def reload(self, detail: str) -> None:
         """Drop-ins were read."""

@@ -195,7 +195,8 @@ _BLOCKED: dict[int, str] = {4: "blocked4", 6: "blocked6"}
 #: Where /etc/protocols is missing (package netbase), nft lists numbers.
 _PROTOCOLS: dict[str | int, str] = {6: "tcp", 17: "udp", 132: "sctp"}
 
-_ELEMENT_SETS = tuple(name for name in _SETS if name != "fingerprint")
+#: Sets and maps whose elements follow from mappings and routes.
+ELEMENT_SETS = frozenset(_SETS) - {"fingerprint"}
 
 
 #: Flags of a table, as nft writes them.
@@ -245,7 +246,8 @@ def skeleton(mark_bit: int, flags: Flags = (), table: str = TABLE) -> str:
 def empty_table(flags: Flags, table: str = TABLE) -> str:
     """A table and nothing in it. With the flags owner and persist (Linux 6.9, nft 1.1.0) this also takes over a table
     whose owner has gone."""
-    return f"add table inet {table} {{ flags {', '.join(flags)}; }}\n"
+    body = f" {{ flags {', '.join(flags)}; }}" if flags else ""
+    return f"add table inet {table}{body}\n"
 
 
 def refill(found: Listed, mark_bit: int, flags: Flags) -> str:
@@ -255,8 +257,9 @@ def refill(found: Listed, mark_bit: int, flags: Flags) -> str:
     differs is made anew, for the kernel changes neither in place.
     """
     lines = [f"flush chain inet {TABLE} {chain}" for chain in found.chains]
-    for chain, shape in found.chains.items():
-        if _CHAINS.get(chain) != shape:
+    for chain, definition in found.chains.items():
+        # A policy can be set in place, which keeps the hook.
+        if _CHAINS.get(chain, (None,))[:3] != definition[:3]:
             lines.append(f"delete chain inet {TABLE} {chain}")
     for name in sets_to_replace(found):
         kind = "map" if found.sets[name][1] else "set"
@@ -266,6 +269,13 @@ def refill(found: Listed, mark_bit: int, flags: Flags) -> str:
     if "fingerprint" in found.sets:
         lines.append(f"flush set inet {TABLE} fingerprint")
     return "\n".join([*lines, skeleton(mark_bit, flags)])
+
+
+def shape(name: str) -> Shape:
+    """How one of the sets whose elements are ours is defined. Raises KeyError for another one."""
+    if name not in ELEMENT_SETS:
+        raise KeyError(name)
+    return _SETS[name]
 
 
 def sets_to_replace(found: Listed) -> list[str]:
@@ -314,7 +324,7 @@ def parse(listing: dict[str, Any]) -> Listed | None:
     listed_sets = {s["name"]: s for s in found["set"] + found["map"]}
     elements: Elements = {}
     counters: dict[Slot, int] = {}
-    for name in _ELEMENT_SETS:
+    for name in sorted(ELEMENT_SETS):
         listed = listed_sets.get(name, {})
         ours = listed and _shape(listed) == _SETS[name]
         elements[name] = dict(_elements(name, listed, counters)) if ours else {}
