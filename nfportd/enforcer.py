@@ -140,6 +140,7 @@ class Enforcer:
         self.elements_added, self.elements_removed = len(written.change.add), len(written.change.remove)
         if drift or undone:
             self._repairs.note(drift, undone, written.change, took)
+        await self._table.seal()
         refused = self._note_refused(written.refused, tried=retried)
         self.room = bool(self.refused and not retried and written.change.remove)
         await self._flush(written.change, touched)

@@ -7,7 +7,7 @@ uses it up is in a fight, and repairs take a fifth of the time until there has b
 from __future__ import annotations
 
 #: Seconds of repairs that may be used up at once, what comes back in a second, and the most that one is charged.
-_BUDGET, _REFILL, _CHARGE = 5.0, 0.2, 0.25
+_BUDGET, _REFILL, _CHARGE = 3.0, 0.1, 0.25
 #: In a fight: the least seconds from one repair to the next, and how many times as long as it took.
 _LEAST, _SHARE = 1.0, 5.0
 #: Seconds without a repair that end a fight.

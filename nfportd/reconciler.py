@@ -97,7 +97,9 @@ class Reconciler:
             try:
                 await self._pass(batch)
             except Exception as error:
-                _log.exception("a change could not be brought into force")
+                # What nft said is enough; anything else nobody has foreseen.
+                known = isinstance(error, KernelRefused)
+                _log.error("what is wished could not be brought into force: %s", error, exc_info=not known)
                 await self._give_up(batch, error)
                 await asyncio.sleep(_BREATH)
 

@@ -313,11 +313,12 @@ def set_fingerprint(digest: str) -> str:
 
 
 def parse(listing: dict[str, Any]) -> Listed | None:
-    """Read what `nft -j list table inet nfportd` gives; None when it holds no table."""
+    """Read our table from what `nft -j` lists, also among others; None where it is not there."""
     found: dict[str, list[dict[str, Any]]] = {"table": [], "chain": [], "rule": [], "set": [], "map": [], "counter": []}
     for item in listing["nftables"]:
         for kind, value in item.items():
-            if kind in found:
+            table = value.get("name" if kind == "table" else "table")
+            if kind in found and table == TABLE and value["family"] == "inet":
                 found[kind].append(value)
     if not found["table"]:
         return None

@@ -113,6 +113,11 @@ class Service:
             "since": rfc3339(self._since),
             "features": {"owner_persist": self._table.owned},
             "table": await self._table.state(),
+            "repairs": {
+                "count": self.notices.repairs,
+                "last": self.notices.last_repair,
+                "fight": bool(self.reconciler and self.reconciler.enforcer.fight),
+            },
             "mappings": self.register.desired.count(),
             "owners": len(self.register.held),
             "elements": self._by_set(),

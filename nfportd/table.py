@@ -51,6 +51,7 @@ class Table:
         self._unreadable = ""
         # Chains, sets and rules as nft listed them after they were written.
         self._skeleton: ruleset.Skeleton | None = None
+        self._sealed = True
         # What was written last: notifications of others may be older than it.
         self._last = Delta({}, {})
         self._doubted = False
@@ -93,6 +94,7 @@ class Table:
             if self._prologue and not ruleset.sets_to_replace(found):
                 # The same order; only sets that are made anew wait for the delta that fills them.
                 await self._write(Delta({}, {}))
+                await self.seal()
         except KernelRefused as refusal:
             raise NotPossible(f"nftables cannot be used: {refusal}; it takes CAP_NET_ADMIN and nf_tables") from None
         count = sum(map(len, found.elements.values()))
@@ -121,6 +123,7 @@ class Table:
         if self._unreadable:
             return
         await self._write(Delta({}, {}))
+        await self.seal()
         _log.info("made table inet %s%s", ruleset.TABLE, ", owned" if self.owned else "")
 
     def _forget(self) -> None:
@@ -214,13 +217,22 @@ class Table:
         self._last = change
         if prologue:
             self._prologue = self._unreadable = ""
-            await self._leave_fingerprint()
+            self._sealed = False
 
-    async def _leave_fingerprint(self) -> None:
-        found = await self._nft.list_table(elements=False)
-        if found:
-            self._skeleton = found.skeleton
-            await self._nft.run(ruleset.set_fingerprint(ruleset.fingerprint(self._mark_bit, found)))
+    async def seal(self) -> None:
+        """After a commit that wrote chains: remember how nft lists them, also in the table, for the next start."""
+        if self._sealed:
+            return
+        try:
+            found = await self._nft.list_table(elements=False)
+            if found:
+                await self._nft.run(ruleset.set_fingerprint(ruleset.fingerprint(self._mark_bit, found)))
+                self._skeleton, self._sealed = found.skeleton, True
+        except NftDied:
+            raise
+        except KernelRefused as refusal:
+            # Somebody has been there in the meantime; the notification of that leads to the next commit.
+            _log.debug("the table cannot be sealed: %s", refusal)
 
     async def _isolate(self, parts: list[Part], written: Written) -> None:
         whole = _merged(part.change for part in parts)

@@ -73,16 +73,22 @@ class Nft:
 
     async def list_table(self, *, elements: bool = True) -> Listed | None:
         """Our table, or None. Without elements the cost does not depend on the number of mappings."""
-        # The table's name alone would be an error where there is none; nft 1.0.6 lists tables cheaply.
-        names = json.loads(await self._ask(JSON, "list tables inet"))
-        if not any(t.get("table", {}).get("name") == ruleset.TABLE for t in names["nftables"]):
+        # nft 1.0.6 fetches every element for `list tables` and `list table`, be it terse or not: 0.8 s for 60,000.
+        found = ruleset.parse(json.loads(await self._ask(JSON | TERSE, "list ruleset inet")))
+        if not elements or found is None:
+            return found
+        try:
+            listing: dict[str, Any] = json.loads(await self._ask(JSON, f"list table inet {ruleset.TABLE}"))
+        except NftDied:
+            raise
+        except KernelRefused:
+            # Somebody may have deleted it between.
+            if await self.list_table(elements=False):
+                raise
             return None
-        flags = JSON if elements else JSON | TERSE
-        listing: dict[str, Any] = json.loads(await self._ask(flags, f"list table inet {ruleset.TABLE}"))
         found = ruleset.parse(listing)
         del listing
-        if elements:
-            _libc.malloc_trim(0)
+        _libc.malloc_trim(0)
         return found
 
     async def allows(self, text: str) -> str | None:
