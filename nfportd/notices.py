@@ -16,16 +16,19 @@ from nfportd.wishes import Waiting
 
 
 class Notices:
-    """Turns what happened into events and metrics."""
+    """Turns what happened into events and metrics. `stirred` is set when others' rules may stop something else than
+    before."""
 
-    def __init__(self, register: Register, events: Events, metrics: Metrics) -> None:
+    def __init__(self, register: Register, events: Events, metrics: Metrics, stirred: asyncio.Event) -> None:
         self._register = register
         self._events = events
         self._metrics = metrics
+        self._stirred = stirred
         #: Set with each change, for who shows what is.
         self.changed = asyncio.Event()
-        #: Set when rules of others may stop something else than before, for who looks at them.
-        self.stirred = asyncio.Event()
+        #: How often something was repaired since the start, and what was said of the last time.
+        self.repairs = 0
+        self.last_repair: str | None = None
 
     def transaction(self, seconds: float, *, ok: bool) -> None:
         """A transaction took so long."""
@@ -40,7 +43,7 @@ class Notices:
         """A wish came true, but for what waits."""
         self.changed.set()
         if change.before:
-            self.stirred.set()
+            self._stirred.set()
         for owner, before in change.before.items():
             held = self._register.held.get(owner)
             old = before.content.mappings.keys() if before else set()
@@ -58,9 +61,16 @@ class Notices:
         """The kernel refused something of an owner."""
         self._events.add(Kind.REFUSED, owner, detail=detail)
 
+    def repaired(self, detail: str) -> None:
+        """What others had undone is in force again."""
+        self._metrics.repair()
+        self._events.add(Kind.REPAIRED, detail=detail)
+        self.repairs, self.last_repair = self.repairs + 1, detail
+        self.changed.set()
+
     def reload(self, detail: str) -> None:
         """Drop-ins were read."""
-        self.stirred.set()
+        self._stirred.set()
         self._events.add(Kind.RELOAD, "", detail=detail)
 
     def _add(self, kind: Kind, owner: str, mapping: Mapping) -> None:

@@ -88,7 +88,7 @@ class Obstacles:
         self._found = found
 
     def _connections(self) -> Iterator[Connection]:
-        topology, seen = self._reconciler.topology, set[Connection]()
+        topology, seen = self._reconciler.enforcer.topology, set[Connection]()
         for held in self._reconciler.register.held.values():
             for mapping in held.content.mappings:
                 for connection in firewalls.connections(mapping, topology):

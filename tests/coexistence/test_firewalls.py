@@ -247,7 +247,6 @@ def test_a_chain_that_lets_some_pass_may_stop_others(lab: Lab, daemon: Daemon) -
 def test_nfportctl_status_says_what_to_run(lab: Lab, daemon: Daemon) -> None:
     seen = len(daemon.log)
     others.load(lab.host, "plain")
-    daemon.hup()
     daemon.wait_for("WARNING chain inet filter forward .*open it with: nft insert rule", seen)
 
     done = lab.host.run([*Daemon.command("nfportctl"), "--socket", str(daemon.socket), "status"], check=False)

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "nfportd"
 
 #: From the ground up; modules of one line may not import each other, but for those of kernel and sources.
 ORDER = (
-    ("cni",),
+    ("cni", "kernel.nft_worker"),
     ("errors", "messages"),
     ("notation", "trust", "journal", "unit"),
     ("model",),
@@ -22,7 +22,7 @@ ORDER = (
     ("validation",),
     ("desired",),
     ("ruleset",),
-    ("topology",),
+    ("topology", "drift", "pace"),
     ("flows",),
     ("matches",),
     ("forwarding",),
@@ -31,10 +31,11 @@ ORDER = (
     ("register",),
     ("settings",),
     ("events", "metrics"),
-    ("kernel.sysctl", "kernel.nft", "kernel.nft_rules", "kernel.conntrack", "kernel.network"),
+    ("kernel.sysctl", "kernel.nft", "kernel.nft_rules", "kernel.conntrack", "kernel.network", "kernel.nft_monitor"),
     ("kernel.processes", "kernel.netns_paths", "kernel.listeners", "kernel.reservations"),
     ("kernel.host", "kernel.lifetimes", "kernel.ports"),
     ("table",),
+    ("enforcer",),
     ("reconciler",),
     ("notices", "obstacles"),
     ("sources.store", "sources.dropins", "sources.watch"),
@@ -54,7 +55,7 @@ LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name 
 
 PURE = (
     *("errors", "notation", "model", "document", "validation", "desired", "ruleset", "topology", "flows"),
-    *("wishes", "access", "register", "messages", "matches", "forwarding", "firewalls"),
+    *("drift", "pace", "wishes", "access", "register", "messages", "matches", "forwarding", "firewalls"),
 )
 IMPURE = {
     "asyncio",
@@ -145,7 +146,7 @@ def test_sources_know_no_nft_and_no_kernel(name: str) -> None:
     ("package", "users"),
     [
         ("yaml", {"nfportd.document"}),
-        ("nftables", {"nfportd.kernel.nft"}),
+        ("nftables", {"nfportd.kernel.nft_worker"}),
         ("asyncinotify", {"nfportd.sources.watch", "nfportd.kernel.netns_paths"}),
         ("systemd", {"nfportd.journal", "nfportd.unit"}),
         ("click", {"nfportd.__main__", "nfportd.changes", "nfportd.cli"}),
