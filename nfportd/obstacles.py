@@ -17,7 +17,7 @@ from nfportd import firewalls, forwarding
 from nfportd.errors import KernelRefused
 from nfportd.firewalls import Connection, Finding
 from nfportd.forwarding import Lookups, Question, Ruleset
-from nfportd.kernel.nft import Nft
+from nfportd.kernel.nft import Nft, NftDied
 from nfportd.kernel.nft_rules import element, xt_parts
 from nfportd.messages import Message, about
 from nfportd.notation import Family
@@ -31,6 +31,8 @@ _SETTLE = 0.3
 _PAUSE = 3.0
 #: Seconds for which who asks gets what was found last.
 _FRESH = 0.2
+#: The same after nft has crashed over others' rules (1.0.6 does over a table that a newer one gave an owner).
+_AFTER_CRASH = 600.0
 #: So many connections are followed, and so many rules for all of them (some 20 microseconds each); what stops the
 #: first ones seldom lets the others pass.
 _MOST, _RULES = 200, 30_000
@@ -48,7 +50,7 @@ class Obstacles:
         self._reconciler = reconciler
         self._stirred = stirred
         self._turn = asyncio.Lock()
-        self._looked = 0.0
+        self._looked, self._fresh = -_AFTER_CRASH, _FRESH
         self._trouble = ""
         self._found: list[Finding] = []
 
@@ -68,7 +70,8 @@ class Obstacles:
     async def look(self) -> list[Finding]:
         """What stops connections through mappings now; the log tells what is new, and what has gone."""
         async with self._turn:
-            if time.monotonic() - self._looked > _FRESH:
+            if time.monotonic() - self._looked > self._fresh:
+                self._fresh = _FRESH
                 await self._look()
                 self._looked = time.monotonic()
             return self._found
@@ -82,6 +85,7 @@ class Obstacles:
                 known = isinstance(error, KernelRefused | OSError)
                 _log.warning("the rules of other programs cannot be read: %s", error, exc_info=not known)
             self._trouble = repr(error)
+            self._fresh = _AFTER_CRASH if isinstance(error, NftDied) else _FRESH
             return
         self._trouble = ""
         self._tell(found)
