@@ -39,8 +39,8 @@ BODY_TIMEOUT = ANSWER_TIMEOUT = 20.0
 # linux/socket.h: supplementary groups of the peer at the time of connect
 _SO_PEERGROUPS = 59
 
-#: Clients that connect at once and wait for accept; the kernel's somaxconn bounds it too.
-_BACKLOG = 4096
+#: Clients that connect at once and wait for accept; each waits for those before it, and more wait to be queued.
+_BACKLOG = 1024
 
 #: Seconds in which a client that was accepted must have begun to ask, when the end has come.
 _GRACE = 0.05
