@@ -326,7 +326,9 @@ def _name(request: web.Request, *, recovered: bool = False) -> str:
 def _matches(request: web.Request, owner: str) -> dict[str, frozenset[str]]:
     """RFC 9110, 13.1.1 and 13.1.2."""
     if (wanted := request.headers.get("If-Match")) is not None:
-        return {owner: frozenset(tag.strip().strip('"') or "-" for tag in wanted.split(","))}
+        tags = (tag.strip() for tag in wanted.split(","))
+        # A quoted star is a tag, which no owner has.
+        return {owner: frozenset("*" if tag == "*" else tag.strip('"').replace("*", "-") or "-" for tag in tags)}
     return {owner: frozenset([""])} if request.headers.get("If-None-Match", "").strip() == "*" else {}
 
 

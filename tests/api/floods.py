@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import sys
 import threading
@@ -39,7 +40,7 @@ def hold(path: str, first: bytes, then: bytes = b"") -> None:
             with contextlib.suppress(OSError):
                 each.send(then)
         if len(held) > 3_000:
-            held.pop().close()  # the newest: it was turned away
+            held.pop(random.randrange(len(held))).close()
 
 
 def ask(path: str, request: bytes, *, read: bool) -> None:
