@@ -39,7 +39,7 @@ define install
 	fi
 endef
 
-.PHONY: help demo test test-runtimes test-trixie lint bench run install uninstall deb deb-trixie manual lock
+.PHONY: help demo test test-runtimes test-trixie lint audit bench run install uninstall deb deb-trixie manual lock
 .PHONY: venv packages clean
 
 help: ## this text
@@ -60,10 +60,16 @@ test-runtimes: venv ## containerd, podman, nspawn and LXC publish ports here (ro
 test-trixie: venv ## the test suite on Debian 13 userland: nft 1.1.3, Python 3.13 (root)
 	tests/trixie.sh $(PYTEST_ARGS)
 
-lint: venv ## ruff check, ruff format --check, mypy --strict
+lint: venv ## ruff check, ruff format --check, mypy --strict, bandit
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/bandit -q -r nfportd -c pyproject.toml
+
+audit: venv ## known vulnerabilities of what install and deb bring along (asks a service)
+	@$(BIN)/pip-audit --strict --no-deps --disable-pip -r packaging/requirements.lock || { \
+	    echo "make audit: where no vulnerability is named above, the service did not tell of each package, and"; \
+	    echo "nothing is proved: run it where the service can be reached."; exit 1; }
 
 bench: venv ## measure what the README claims (root)
 	$(BIN)/python -m bench

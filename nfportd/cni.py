@@ -28,7 +28,7 @@ DEFAULT_SOCKET = "/run/nfportd/nfportd.sock"
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 OWNERS = "/v1/owners/"
 #: Seconds for one answer of the daemon; a transaction of 65,000 elements takes one.
-TIMEOUT = 20.0
+_TIMEVAL = (20).to_bytes(8, sys.byteorder) + bytes(8)
 #: Seconds for which ADD waits for a port that another container holds, for that one may be going.
 PATIENCE = 2.0
 _PAUSE = 0.05
@@ -40,14 +40,13 @@ PORT_TAKEN, DENIED, REFUSED, NOT_IN_FORCE = 101, 102, 103, 104
 
 #: What the daemon's problems mean here (docs/api.md); any other one says that the configuration is wrong.
 _CODES = {"conflict": PORT_TAKEN, "port-in-use": PORT_TAKEN, "denied": DENIED, "not-found": NOT_IN_FORCE}
-_CODES |= {"kernel-refused": REFUSED, "storage": REFUSED, "internal": REFUSED}
+_CODES |= {"kernel-refused": REFUSED, "storage": REFUSED, "internal": REFUSED, "overloaded": TRY_AGAIN}
 
 # What the verbs need of the environment, and the first version whose configurations may ask for them.
 _ATTACHMENT = ("CNI_CONTAINERID", "CNI_IFNAME")
 _NEEDS = {"ADD": (*_ATTACHMENT, "CNI_NETNS"), "CHECK": (*_ATTACHMENT, "CNI_NETNS"), "DEL": _ATTACHMENT}
 _NEEDS |= {"GC": (), "STATUS": (), "VERSION": ()}
 _SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
-
 
 #: Characters of the names that the specification lets networks and containers have, and that owners can have.
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
@@ -403,8 +402,9 @@ def _ask(config: Json, method: str, path: str, body: Json | None = None) -> tupl
     head = "\r\n".join([*lines, "Content-Type: application/json", "", ""])
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        sock.settimeout(TIMEOUT)
-        sock.connect(place)
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, _TIMEVAL)
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, _TIMEVAL)
+        sock.connect(place)  # waits in line where the backlog is full; with settimeout() it would fail at once
         sock.sendall(head.encode() + content)
         received = b"".join(iter(lambda: sock.recv(65536), b""))
         first, _, text = received.partition(b"\r\n\r\n")
@@ -431,7 +431,7 @@ def _read(content: bytes) -> Any:
         found, end = _json.make_scanner(_Rules)(text, 0)  # type: ignore[arg-type]
         if end == len(text):
             return found
-    except Exception:
+    except Exception:  # nosec B110
         pass
     import json  # noqa: PLC0415 the whole package says what is wrong, or knows how this Python does it
 

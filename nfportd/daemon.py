@@ -166,7 +166,8 @@ def _application(reconciler: Reconciler, service: Service, source: _Source, sett
     gids = frozenset[int]()
     with contextlib.suppress(KeyError):
         gids = frozenset({grp.getgrnam(settings.group).gr_gid})
-    access = Access(settings.access, frozenset({0, os.geteuid()}), gids)
+    trusted = frozenset({0, os.geteuid()})
+    access = Access(settings.access, trusted, gids)
     services = Services(
         reconciler=reconciler,
         views=Views(reconciler),
@@ -181,7 +182,7 @@ def _application(reconciler: Reconciler, service: Service, source: _Source, sett
         metrics=service.render,
         openapi=openapi.document,
     )
-    return application(Routes(services).table(), access)
+    return application(Routes(services).table(), access, trusted)
 
 
 class _Source:

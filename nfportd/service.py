@@ -27,6 +27,7 @@ from nfportd.notices import Notices
 from nfportd.obstacles import Obstacles
 from nfportd.reconciler import Reconciler
 from nfportd.register import Register
+from nfportd.shared import Shared
 from nfportd.sources.dropins import DropIns
 from nfportd.wishes import Content, Wish, rfc3339
 
@@ -45,7 +46,9 @@ class Service:
         self.obstacles: Obstacles | None = None
         self._table = kernel.table
         self._host = kernel.host
-        self._nft = nft
+        self._state = Shared(kernel.table.state)
+        self._listing = Shared(nft.list_table)
+        self._terse_listing = Shared(lambda: nft.list_table(elements=False))
         self._dropins = dropins
         self._lifetimes = Lifetimes(self._ended)
         self._since = time.time()
@@ -83,7 +86,7 @@ class Service:
 
     async def counters(self) -> AbstractMapping[Slot, int]:
         """Connections accepted by each element. Lists the table: a second and a half for 65,000 elements."""
-        found = await self._nft.list_table()
+        found = await self._listing()
         return found.counters if found else {}
 
     async def drift(self, owner: str) -> AbstractMapping[Mapping, str]:
@@ -114,7 +117,7 @@ class Service:
             "pid": os.getpid(),
             "since": rfc3339(self._since),
             "features": {"owner_persist": self._table.owned},
-            "table": await self._table.state(),
+            "table": await self._state(),
             "repairs": {
                 "count": self.notices.repairs,
                 "last": self.notices.last_repair,
@@ -138,7 +141,7 @@ class Service:
 
     async def render(self) -> bytes:
         """The metrics, with connections counted by the kernel where there are few enough mappings."""
-        found = await self._nft.list_table(elements=len(self.register.desired) <= _COUNTED)
+        found = await (self._listing() if len(self.register.desired) <= _COUNTED else self._terse_listing())
         if found:
             self.metrics.blocked(found.blocked)
             self.metrics.connections(self._connections(found.counters) if found.counters else None)

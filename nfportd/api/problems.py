@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass as validated
 
 from nfportd.access import Denied
 from nfportd.errors import KernelRefused, NfportdError
+from nfportd.limits import Exceeded
 from nfportd.validation import sentence
 from nfportd.wishes import KeyTaken, NotStored, PortInUse, PreconditionFailed, rfc3339
 
@@ -30,7 +31,9 @@ _TITLES = {
     "too-large": (413, "The body is too large"),
     "unsupported-media-type": (415, "The body must be application/json, without an encoding"),
     "kernel-refused": (422, "The kernel refuses a mapping"),
+    "too-many-requests": (429, "The caller has too much at work"),
     "internal": (500, "nfportd failed"),
+    "overloaded": (503, "There is no room for the connection"),
     "storage": (507, "The mappings could not be stored"),
 }
 
@@ -75,6 +78,7 @@ _NAMES: dict[type[Exception], str] = {
     NotStored: "storage",
     KernelRefused: "kernel-refused",
     Denied: "denied",
+    Exceeded: "too-many-requests",
     NfportdError: "invalid",
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping as AbstractMapping
@@ -31,10 +32,12 @@ from nfportd.api.bodies import (
     TransactionBody,
     adapter,
 )
+from nfportd.api.door import Connection
 from nfportd.api.problems import problem
-from nfportd.api.server import CALLER, Refused, body
+from nfportd.api.server import CALLER, LIMITS, Refused, body
 from nfportd.api.views import Counters, Views
 from nfportd.events import Events
+from nfportd.limits import Kind
 from nfportd.messages import Message, about
 from nfportd.metrics import CONTENT_TYPE
 from nfportd.model import Mapping
@@ -75,6 +78,20 @@ def json(of: Any, value: Any, **headers: str) -> web.Response:
     return web.Response(body=written, content_type="application/json", headers=headers)
 
 
+_Resource = Callable[["Routes", web.Request], Awaitable[web.Response]]
+
+
+def _in_turn(resource: _Resource) -> _Resource:
+    """An answer that costs as much as there are mappings."""
+
+    @functools.wraps(resource)
+    async def in_turn(self: Routes, request: web.Request) -> web.Response:
+        async with request.app[LIMITS].turn(request[CALLER].uid):
+            return await resource(self, request)
+
+    return in_turn
+
+
 class Routes:
     """The handlers."""
 
@@ -99,6 +116,7 @@ class Routes:
             web.get("/openapi.json", self.openapi),
         ]
 
+    @_in_turn
     async def owners(self, request: web.Request) -> web.Response:
         """List the owners."""
         found = self._at.views.owners(_query(request, "prefix").get("prefix", ""))
@@ -211,6 +229,7 @@ class Routes:
                 self._at.follow(owner, Content(mappings={}))
         return web.json_response({"removed": gone})
 
+    @_in_turn
     async def mappings(self, request: web.Request) -> web.Response:
         """List mappings."""
         query = _query(request, "owner", "port", "protocol", "counters")
@@ -227,6 +246,7 @@ class Routes:
         self._at.access.manage(request[CALLER])
         return web.json_response({"errors": await self._at.reload()})
 
+    @_in_turn
     async def status(self, _request: web.Request) -> web.Response:
         """The daemon's state."""
         found = await self._at.status()
@@ -236,6 +256,7 @@ class Routes:
             found[_LISTS[mapping.state]].append(adapter(MappingState).dump_python(mapping))
         return web.json_response(found)
 
+    @_in_turn
     async def metrics(self, _request: web.Request) -> web.Response:
         """Prometheus' exposition."""
         written = await self._at.metrics()
@@ -250,10 +271,17 @@ class Routes:
         since = _query(request, "since").get("since", "")
         if since and not (since.isascii() and since.isdecimal() and len(since) <= 19):
             return problem("invalid", f"since={since[:20]} is not a sequence number")
+        with request.app[LIMITS].taken(Kind.FOLLOWERS, request[CALLER].uid):
+            return await self._follow(request, int(since) if since else None)
+
+    async def _follow(self, request: web.Request, since: int | None) -> web.StreamResponse:
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        connection.end_with_me()
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         with contextlib.suppress(ConnectionError, TimeoutError):
-            async for event in self._at.events.follow(int(since) if since else None):
+            async for event in self._at.events.follow(since):
                 async with asyncio.timeout(_PATIENCE):
                     await response.write(event.json().encode() + b"\n")
         return response
@@ -298,7 +326,9 @@ def _name(request: web.Request, *, recovered: bool = False) -> str:
 def _matches(request: web.Request, owner: str) -> dict[str, frozenset[str]]:
     """RFC 9110, 13.1.1 and 13.1.2."""
     if (wanted := request.headers.get("If-Match")) is not None:
-        return {owner: frozenset(tag.strip().strip('"') or "-" for tag in wanted.split(","))}
+        tags = (tag.strip() for tag in wanted.split(","))
+        # A quoted star is a tag, which no owner has.
+        return {owner: frozenset("*" if tag == "*" else tag.strip('"').replace("*", "-") or "-" for tag in tags)}
     return {owner: frozenset([""])} if request.headers.get("If-None-Match", "").strip() == "*" else {}
 
 
