@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from nfportd.access import Denied
-from nfportd.errors import KernelRefused, NfportdError
+from nfportd.errors import KernelRefused, Malformed, NfportdError
 from nfportd.validation import sentence
 from nfportd.wishes import KeyTaken, NotStored, PortInUse, PreconditionFailed, rfc3339
 
@@ -75,6 +75,7 @@ _NAMES: dict[type[Exception], str] = {
     NotStored: "storage",
     KernelRefused: "kernel-refused",
     Denied: "denied",
+    Malformed: "malformed",
     NfportdError: "invalid",
 }
 
