@@ -178,7 +178,7 @@ def status(client: Client, as_json: bool) -> None:
         _print_json(found)
     else:
         _print(printing.status(found, datetime.now(UTC)))
-    intact = found["table"] == "intact"
+    intact = found["table"] == "intact" and not found["repairs"]["fight"]
     if not intact or found["conflicts"] or found["refused"] or any(found["files"].values()):
         sys.exit(EXIT_WRONG)
 

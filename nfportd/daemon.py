@@ -28,16 +28,18 @@ from nfportd.api.routes import Routes, Services
 from nfportd.api.server import Server, application
 from nfportd.api.views import Views
 from nfportd.desired import Claim
+from nfportd.enforcer import Kernel
 from nfportd.errors import NotPossible
 from nfportd.kernel.conntrack import Conntrack
 from nfportd.kernel.host import Host
 from nfportd.kernel.network import NetworkWatch
 from nfportd.kernel.nft import Nft
+from nfportd.kernel.nft_monitor import NftMonitor
 from nfportd.kernel.ports import LocalPorts
 from nfportd.kernel.sysctl import Sysctls
 from nfportd.messages import Message, about
 from nfportd.model import Key, listens
-from nfportd.reconciler import Kernel, Reconciler
+from nfportd.reconciler import Reconciler
 from nfportd.register import Register
 from nfportd.service import Service
 from nfportd.settings import Settings
@@ -73,8 +75,7 @@ async def serve(paths: Paths, settings: Settings) -> None:
     os.umask(0o022)
     with _only_one(paths.run_dir):
         trust.require((paths.run_dir, paths.state_dir))
-        nft = Nft()
-        async with _kernel(paths, settings, nft) as kernel:
+        async with _kernel(paths, settings) as (kernel, nft):
             store = Store(paths.run_dir / "mappings.db", paths.state_dir / "mappings.db")
             try:
                 await kernel.table.adopt()
@@ -86,12 +87,16 @@ async def serve(paths: Paths, settings: Settings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _kernel(paths: Paths, settings: Settings, nft: Nft) -> AsyncIterator[Kernel]:
-    network, conntrack, ports = NetworkWatch(), Conntrack(), LocalPorts()
+async def _kernel(paths: Paths, settings: Settings) -> AsyncIterator[tuple[Kernel, Nft]]:
+    wake = asyncio.Event()
+    monitor, network, conntrack, ports = NftMonitor(wake.set), NetworkWatch(wake.set), Conntrack(), LocalPorts()
+    nft = Nft(monitor.leave_out, wake.set)
     sysctls = Sysctls(paths.run_dir / "sysctls.json", manage=settings.manage_sysctls)
+    table, host = Table(nft, settings.mark_bit), Host(network, sysctls)
     try:
-        yield Kernel(Table(nft, settings.mark_bit), network, conntrack, Host(network, sysctls), ports)
+        yield Kernel(wake, table, monitor, network, conntrack, host, ports), nft
     finally:
+        monitor.close()
         ports.close()
         conntrack.close()
         network.close()
@@ -129,6 +134,7 @@ async def _work(kernel: Kernel, nft: Nft, store: Store, paths: Paths, settings: 
     tasks = [
         end,
         asyncio.create_task(reconciler.run(), name="reconciler"),
+        asyncio.create_task(kernel.host.watch(), name="parameters"),
         asyncio.create_task(source.follow_files(server), name="drop-ins"),
         asyncio.create_task(source.follow_signal(reread), name="SIGHUP"),
         asyncio.create_task(unit.tell_status(service.notices.changed, service.summary), name="status"),
@@ -236,7 +242,7 @@ class _Source:
         for key, (address, process) in outcome.shadowed.items():
             holder, told = self._holder(key)
             _log.warning("%s of %s holds, though %s on %s", key, holder, listens(process), address, extra=told)
-        added, removed = self._reconciler.elements_added, self._reconciler.elements_removed
+        added, removed = self._reconciler.enforcer.elements_added, self._reconciler.enforcer.elements_removed
         text, told = "applied: %s: +%d -%d elements in %.1f ms", about(Message.APPLIED, owner)
         _log.info(text, what, added, removed, seconds * 1000, extra=told)
 

@@ -24,6 +24,9 @@ class Notices:
         self._metrics = metrics
         #: Set with each change, for who shows what is.
         self.changed = asyncio.Event()
+        #: How often something was repaired since the start, and what was said of the last time.
+        self.repairs = 0
+        self.last_repair: str | None = None
 
     def transaction(self, seconds: float, *, ok: bool) -> None:
         """A transaction took so long."""
@@ -53,6 +56,13 @@ class Notices:
     def refused(self, owner: str, detail: str) -> None:
         """The kernel refused something of an owner."""
         self._events.add(Kind.REFUSED, owner, detail=detail)
+
+    def repaired(self, detail: str) -> None:
+        """What others had undone is in force again."""
+        self._metrics.repair()
+        self._events.add(Kind.REPAIRED, detail=detail)
+        self.repairs, self.last_repair = self.repairs + 1, detail
+        self.changed.set()
 
     def reload(self, detail: str) -> None:
         """Drop-ins were read."""

@@ -144,6 +144,8 @@ def status(found: Json, now: datetime) -> Iterator[str]:
     yield f"{found['mappings']} mappings of {found['owners']} owners"
     elements = ", ".join(f"{name} {count}" for name, count in found["elements"].items() if count)
     yield f"elements: {elements or 'none'}"
+    count, last = found["repairs"]["count"], found["repairs"]["last"]
+    yield f"repairs: {count}, the last: {printable(last)}" if count else "repairs: none"
     yield "features: " + ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in found["features"].items())
     yield from troubles(found)
 
@@ -151,7 +153,10 @@ def status(found: Json, now: datetime) -> Iterator[str]:
 def troubles(found: Json) -> Iterator[str]:
     """What in a status keeps something from being in force, and what the host lacks."""
     if found["table"] != "intact":
-        yield coloured(f"table inet nfportd is {found['table']}: restart nfportd to mend it", "red")
+        yield coloured(f"table inet nfportd is {found['table']} and is about to be repaired", "red")
+    if found["repairs"]["fight"]:
+        text = f"another program undoes again and again what nfportd repairs: {printable(found['repairs']['last'])}"
+        yield coloured(text, "red")
     for each in (*found["conflicts"], *found["refused"]):
         yield from not_in_force(each)
     for errors in found["files"].values():

@@ -195,7 +195,8 @@ _BLOCKED: dict[int, str] = {4: "blocked4", 6: "blocked6"}
 #: Where /etc/protocols is missing (package netbase), nft lists numbers.
 _PROTOCOLS: dict[str | int, str] = {6: "tcp", 17: "udp", 132: "sctp"}
 
-_ELEMENT_SETS = tuple(name for name in _SETS if name != "fingerprint")
+#: Sets and maps whose elements follow from mappings and routes.
+ELEMENT_SETS = frozenset(_SETS) - {"fingerprint"}
 
 
 #: Flags of a table, as nft writes them.
@@ -206,11 +207,12 @@ OWNED: Flags = ("owner", "persist")
 
 
 class Skeleton(NamedTuple):
-    """Chains (type, hook, priority, policy), sets and rules."""
+    """Chains (type, hook, priority, policy), sets, rules, and the names of counters that stand by themselves."""
 
     chains: dict[str, tuple[str | int | None, ...]]
     sets: dict[str, Shape]
     rules: str
+    counters: frozenset[str]
 
 
 class Listed(NamedTuple):
@@ -225,14 +227,14 @@ class Listed(NamedTuple):
     #: Connections by element.
     counters: dict[Slot, int]
     #: Names of the counters that stand by themselves.
-    named_counters: tuple[str, ...]
+    named_counters: frozenset[str]
     #: Packets dropped because their source is not allowed.
     blocked: dict[int, int]
 
     @property
     def skeleton(self) -> Skeleton:
         """What stays while elements come and go."""
-        return Skeleton(self.chains, self.sets, self.rules)
+        return Skeleton(self.chains, self.sets, self.rules, self.named_counters)
 
 
 def skeleton(mark_bit: int, flags: Flags = (), table: str = TABLE) -> str:
@@ -245,7 +247,8 @@ def skeleton(mark_bit: int, flags: Flags = (), table: str = TABLE) -> str:
 def empty_table(flags: Flags, table: str = TABLE) -> str:
     """A table and nothing in it. With the flags owner and persist (Linux 6.9, nft 1.1.0) this also takes over a table
     whose owner has gone."""
-    return f"add table inet {table} {{ flags {', '.join(flags)}; }}\n"
+    body = f" {{ flags {', '.join(flags)}; }}" if flags else ""
+    return f"add table inet {table}{body}\n"
 
 
 def refill(found: Listed, mark_bit: int, flags: Flags) -> str:
@@ -255,17 +258,25 @@ def refill(found: Listed, mark_bit: int, flags: Flags) -> str:
     differs is made anew, for the kernel changes neither in place.
     """
     lines = [f"flush chain inet {TABLE} {chain}" for chain in found.chains]
-    for chain, shape in found.chains.items():
-        if _CHAINS.get(chain) != shape:
+    for chain, definition in found.chains.items():
+        # A policy can be set in place, which keeps the hook.
+        if _CHAINS.get(chain, (None,))[:3] != definition[:3]:
             lines.append(f"delete chain inet {TABLE} {chain}")
     for name in sets_to_replace(found):
         kind = "map" if found.sets[name][1] else "set"
         lines.append(f"delete {kind} inet {TABLE} {name}")
-    unknown = set(found.named_counters) - set(_BLOCKED.values())
+    unknown = found.named_counters - set(_BLOCKED.values())
     lines += [f"delete counter inet {TABLE} {name}" for name in sorted(unknown)]
     if "fingerprint" in found.sets:
         lines.append(f"flush set inet {TABLE} fingerprint")
     return "\n".join([*lines, skeleton(mark_bit, flags)])
+
+
+def shape(name: str) -> Shape:
+    """How one of the sets whose elements are ours is defined. Raises KeyError for another one."""
+    if name not in ELEMENT_SETS:
+        raise KeyError(name)
+    return _SETS[name]
 
 
 def sets_to_replace(found: Listed) -> list[str]:
@@ -303,18 +314,19 @@ def set_fingerprint(digest: str) -> str:
 
 
 def parse(listing: dict[str, Any]) -> Listed | None:
-    """Read what `nft -j list table inet nfportd` gives; None when it holds no table."""
+    """Read our table from what `nft -j` lists, also among others; None where it is not there."""
     found: dict[str, list[dict[str, Any]]] = {"table": [], "chain": [], "rule": [], "set": [], "map": [], "counter": []}
     for item in listing["nftables"]:
         for kind, value in item.items():
-            if kind in found:
+            table = value.get("name" if kind == "table" else "table")
+            if kind in found and table == TABLE and value["family"] == "inet":
                 found[kind].append(value)
     if not found["table"]:
         return None
     listed_sets = {s["name"]: s for s in found["set"] + found["map"]}
     elements: Elements = {}
     counters: dict[Slot, int] = {}
-    for name in _ELEMENT_SETS:
+    for name in sorted(ELEMENT_SETS):
         listed = listed_sets.get(name, {})
         ours = listed and _shape(listed) == _SETS[name]
         elements[name] = dict(_elements(name, listed, counters)) if ours else {}
@@ -326,7 +338,7 @@ def parse(listing: dict[str, Any]) -> Listed | None:
         _comment(listed_sets.get("fingerprint", {})),
         tuple(sorted(_listed(found["table"][0].get("flags")))),
         counters,
-        tuple(c["name"] for c in found["counter"]),
+        frozenset(c["name"] for c in found["counter"]),
         {f: sum(c["packets"] for c in found["counter"] if c["name"] == name) for f, name in _BLOCKED.items()},
     )
 

@@ -17,13 +17,14 @@ from typing import Any
 
 from nfportd import desired
 from nfportd.desired import Absent, Claim, Parts, Slot
+from nfportd.enforcer import Kernel
 from nfportd.events import Events
 from nfportd.kernel.lifetimes import Lifetimes, incarnation
 from nfportd.kernel.nft import Nft
 from nfportd.metrics import Connections, Metrics, Readings
 from nfportd.model import Mapping
 from nfportd.notices import Notices
-from nfportd.reconciler import Kernel, Reconciler
+from nfportd.reconciler import Reconciler
 from nfportd.register import Register
 from nfportd.sources.dropins import DropIns
 from nfportd.wishes import Content, Wish, rfc3339
@@ -112,11 +113,16 @@ class Service:
             "since": rfc3339(self._since),
             "features": {"owner_persist": self._table.owned},
             "table": await self._table.state(),
+            "repairs": {
+                "count": self.notices.repairs,
+                "last": self.notices.last_repair,
+                "fight": bool(self.reconciler and self.reconciler.enforcer.fight),
+            },
             "mappings": self.register.desired.count(),
             "owners": len(self.register.held),
             "elements": self._by_set(),
             "files": {name: list(map(str, problems)) for name, problems in self._dropins.problems.items()},
-            "unreached": sorted(self.reconciler.unreached) if self.reconciler else [],
+            "unreached": sorted(self.reconciler.enforcer.unreached) if self.reconciler else [],
             "sysctls": self._host.managed(),
         }
 
@@ -147,7 +153,7 @@ class Service:
         return found
 
     def _refused(self) -> AbstractMapping[Claim, str]:
-        return self.reconciler.refused if self.reconciler else {}
+        return self.reconciler.enforcer.refused if self.reconciler else {}
 
     def _by_source(self) -> dict[str, int]:
         found: Counter[str] = Counter(file=0, api=0)

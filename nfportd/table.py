@@ -1,7 +1,7 @@
 """Our table in the kernel and the mirror of its elements: adopt what is there, write deltas, isolate what is refused.
 
 Must not know owners or the network. The one idea: the mirror is read once at the start and again only after a refusal;
-in between it follows from what was written.
+in between it follows from what was written, by us or, as the kernel tells, by others.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Literal, NamedTuple
 
 from nfportd import desired, ruleset
-from nfportd.desired import Delta, Elements, Parts, Slot
+from nfportd.desired import Absent, Delta, Elements, Parts, Slot
+from nfportd.drift import Drift
 from nfportd.errors import KernelRefused, NotPossible
-from nfportd.kernel.nft import Nft
+from nfportd.kernel.nft import Nft, NftDied
 
 _log = logging.getLogger(__name__)
 
@@ -46,13 +47,28 @@ class Table:
         self._flags: ruleset.Flags = ()
         # What must go before the next delta, in its transaction, until it is written: the skeleton, or a refill.
         self._prologue = ""
+        # What makes room for a new table where nft cannot list the one that is there.
+        self._unreadable = ""
         # Chains, sets and rules as nft listed them after they were written.
         self._skeleton: ruleset.Skeleton | None = None
+        self._sealed = True
+        # What was written last: notifications of others may be older than it.
+        self._last = Delta({}, {})
+        self._doubted = False
 
     @property
     def owned(self) -> bool:
         """Whether only this process may change the table."""
         return "owner" in self._flags
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether somebody must look (`follow`) what the kernel holds: a commit failed, or libnftables died."""
+        return self._doubted or self._nft.died
+
+    @uncertain.setter
+    def uncertain(self, doubted: bool) -> None:
+        self._doubted = doubted
 
     async def adopt(self) -> None:
         """Read the table that an earlier run left and see what of it can stay; make it where there is none.
@@ -64,23 +80,21 @@ class Table:
         if lacking:
             _log.info("no flags owner, persist here (%s): other programs can change the table", lacking)
         try:
-            found = await self._nft.list_table()
+            found = await self._read()
             if found is None:
-                # Before everything else, for its loopback guard must stand when sysctls open the loopback.
                 self._flags = ruleset.OWNED if can_own else ()
-                self._prologue = ruleset.skeleton(self._mark_bit, self._flags)
-                await self._write(Delta({}, {}))
-                _log.info("made table inet %s%s", ruleset.TABLE, ", owned" if can_own else "")
+                # Before everything else, for its loopback guard must stand when sysctls open the loopback.
+                await self._anew()
                 return
-            self._flags = found.flags
             if can_own and "persist" in found.flags:
                 # The kernel takes the flag owner away when an owner ends; so nobody else writes from here on.
                 self._flags = ruleset.OWNED
-                await self._nft.run(ruleset.empty_table(ruleset.OWNED))
+                await self._own()
             self._take_over(found)
             if self._prologue and not ruleset.sets_to_replace(found):
                 # The same order; only sets that are made anew wait for the delta that fills them.
                 await self._write(Delta({}, {}))
+                await self.seal()
         except KernelRefused as refusal:
             raise NotPossible(f"nftables cannot be used: {refusal}; it takes CAP_NET_ADMIN and nf_tables") from None
         count = sum(map(len, found.elements.values()))
@@ -89,13 +103,90 @@ class Table:
         if can_own and "persist" not in found.flags:
             _log.info("the table keeps having no owner; it gets one when it is made anew, after a stop")
 
+    async def _read(self) -> ruleset.Listed | None:
+        """Our table, or None, where it is missing or must be made anew."""
+        try:
+            return await self._nft.list_table()
+        except NftDied:
+            pass
+        try:
+            return await self._nft.list_table()
+        except NftDied as died:
+            # nft 1.0.6 crashes on a table that nft 1.1.3 gave an owner (the flag persist); it can still delete it.
+            _log.warning("the table cannot be listed (%s); it is made anew", died)
+            self._unreadable = f"delete table inet {ruleset.TABLE}\n"
+            return None
+
+    async def _anew(self) -> None:
+        """Write the skeleton now; where it takes the place of a table, with the first delta, which fills it."""
+        self._forget()
+        if self._unreadable:
+            return
+        await self._write(Delta({}, {}))
+        await self.seal()
+        _log.info("made table inet %s%s", ruleset.TABLE, ", owned" if self.owned else "")
+
+    def _forget(self) -> None:
+        """There is no table: the next transaction makes it."""
+        self.elements = {}
+        self._prologue = self._unreadable + ruleset.skeleton(self._mark_bit, self._flags)
+
+    async def _own(self) -> None:
+        """Be the table's owner (again), where it can have one: it belongs to the process that runs libnftables."""
+        self._nft.died = False
+        if self.owned:
+            await self._nft.run(ruleset.empty_table(self._flags))
+
     def _take_over(self, found: ruleset.Listed) -> None:
         """Mirror what was listed; chains unlike ours are refilled together with the next delta."""
         self.elements = found.elements
         self._prologue = ""
         self._skeleton = found.skeleton
-        if found.fingerprint != ruleset.fingerprint(self._mark_bit, found):
+        asleep = "dormant" in found.flags
+        if asleep or found.fingerprint != ruleset.fingerprint(self._mark_bit, found):
             self._prologue = ruleset.refill(found, self._mark_bit, self._flags)
+
+    async def follow(self, drift: Drift) -> bool:
+        """Learn what others did to the table: then the mirror has what the kernel holds, and the next commit mends it.
+
+        Reads everything only where notifications were lost, or cross with a transaction of ours. Returns whether more
+        than the drift's elements may differ from what was there before.
+        """
+        crossed = drift.elements.keys() & (self._last.remove.keys() | self._last.add.keys())
+        if self._doubted or drift.lost or crossed:
+            await self._reread()
+            return True
+        if self._nft.died:
+            await self._own()
+        if drift.skeleton:
+            await self._follow_skeleton()
+        for name in drift.emptied:
+            self.elements[name] = {}
+        for slot, value in drift.elements.items():
+            inside = self.elements.setdefault(slot.set, {})
+            if isinstance(value, Absent):
+                inside.pop(slot.key, None)
+            else:
+                inside[slot.key] = value
+        return bool(drift.emptied or self._prologue)
+
+    async def _follow_skeleton(self) -> None:
+        found = await self._nft.list_table(elements=False)
+        if found is None:
+            self._forget()
+        elif found.skeleton != self._skeleton or found.flags != self._flags:
+            self._prologue = ruleset.refill(found, self._mark_bit, self._flags)
+            for name in {*ruleset.sets_to_replace(found), *(self.elements.keys() - found.sets.keys())}:
+                self.elements[name] = {}
+
+    async def _reread(self) -> None:
+        self._doubted = False
+        found = await self._read()
+        if found:
+            await self._own()
+            self._take_over(found)
+        else:
+            self._forget()
 
     async def commit(
         self, delta: Callable[[], Delta], anew: Callable[[], Delta], label: Callable[[Slot], Hashable]
@@ -112,12 +203,7 @@ class Table:
             return Written(change, {})
         except KernelRefused as refusal:
             _log.warning("nft refused a transaction of %d elements: %s", len(change.add | change.remove), refusal)
-        found = await self._nft.list_table()
-        if found:
-            self._take_over(found)
-        else:
-            self.elements = {}
-            self._prologue = ruleset.skeleton(self._mark_bit, self._flags)
+        await self._reread()
         await self._write(Delta({}, {}))
         written = Written(Delta({}, {}), {})
         await self._isolate(_parts(anew(), label), written)
@@ -128,15 +214,25 @@ class Table:
         if change or prologue:
             await self._nft.run(prologue + ruleset.text(change))
         desired.apply(self.elements, change)
+        self._last = change
         if prologue:
-            self._prologue = ""
-            await self._leave_fingerprint()
+            self._prologue = self._unreadable = ""
+            self._sealed = False
 
-    async def _leave_fingerprint(self) -> None:
-        found = await self._nft.list_table(elements=False)
-        if found:
-            self._skeleton = found.skeleton
-            await self._nft.run(ruleset.set_fingerprint(ruleset.fingerprint(self._mark_bit, found)))
+    async def seal(self) -> None:
+        """After a commit that wrote chains: remember how nft lists them, also in the table, for the next start."""
+        if self._sealed:
+            return
+        try:
+            found = await self._nft.list_table(elements=False)
+            if found:
+                await self._nft.run(ruleset.set_fingerprint(ruleset.fingerprint(self._mark_bit, found)))
+                self._skeleton, self._sealed = found.skeleton, True
+        except NftDied:
+            raise
+        except KernelRefused as refusal:
+            # Somebody has been there in the meantime; the notification of that leads to the next commit.
+            _log.debug("the table cannot be sealed: %s", refusal)
 
     async def _isolate(self, parts: list[Part], written: Written) -> None:
         whole = _merged(part.change for part in parts)
@@ -162,7 +258,7 @@ class Table:
         found = await self._nft.list_table(elements=False)
         if found is None:
             return "missing"
-        return "intact" if found.skeleton == self._skeleton else "changed"
+        return "intact" if found.skeleton == self._skeleton and found.flags == self._flags else "changed"
 
     async def holds(self, elements: dict[Slot, Parts | None]) -> bool:
         """Whether the kernel has these elements with these values; two dry runs, for nft lists no chosen elements."""
@@ -170,10 +266,9 @@ class Table:
         return not any([await self._nft.allows(ruleset.text(change)) for change in there if change])
 
     async def delete(self) -> None:
-        """Take the table away."""
-        if await self._nft.list_table(elements=False):
-            await self._nft.run(f"delete table inet {ruleset.TABLE}\n")
-            _log.info("removed table inet %s", ruleset.TABLE)
+        """Take the table away, also where somebody has done so already."""
+        await self._nft.run(f"{ruleset.empty_table(self._flags)}delete table inet {ruleset.TABLE}\n")
+        _log.info("removed table inet %s", ruleset.TABLE)
 
 
 def _parts(change: Delta, label: Callable[[Slot], Hashable]) -> list[Part]:

@@ -67,7 +67,7 @@ class Views:
     def in_trouble(self) -> Iterator[MappingState]:
         """The mappings that are not wholly in force, whatever the reason."""
         desired = self._register.desired
-        claims = set(self._reconciler.refused)
+        claims = set(self._reconciler.enforcer.refused)
         claims |= {claim for key in desired.contested for claim in desired.claims(key)[1:]}
         claims |= {holder for key in desired.blocked if (holder := desired.holder(key))}
         for claim in sorted(claims, key=lambda each: each.order):
@@ -78,7 +78,7 @@ class Views:
         mapping = claim.mapping
         conflicts = self._conflicts(claim)
         blocked, process = self._blocker(claim)
-        refused = self._reconciler.refused.get(claim)
+        refused = self._reconciler.enforcer.refused.get(claim)
         state, reason = "active", None
         if conflicts:
             state, reason = "conflict", f"{conflicts[0].key} is held by {conflicts[0].owner}"

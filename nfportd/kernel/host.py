@@ -6,6 +6,7 @@ difference, and take back only what nfportd itself has set.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Set as AbstractSet
 
@@ -18,6 +19,15 @@ from nfportd.topology import Forward, Loopback, Need, Network
 _log = logging.getLogger(__name__)
 
 _FORWARD = {4: sysctl.IPV4_FORWARD, 6: sysctl.IPV6_FORWARD}
+#: Seconds between two looks at parameters; one look reads a file for each interface with targets.
+_LOOK = 1.0
+
+
+def _parameter(need: Forward | Loopback) -> str | None:
+    """The sysctl by which the host does what is needed; [::1] needs a route instead."""
+    if isinstance(need, Forward):
+        return _FORWARD[need.family]
+    return sysctl.route_localnet(need.link.name) if need.family == 4 else None
 
 
 class Host:
@@ -26,19 +36,37 @@ class Host:
     def __init__(self, network: NetworkWatch, sysctls: Sysctls) -> None:
         self._network = network
         self._sysctls = sysctls
+        # What was so when it was last looked at.
+        self._allowed: set[Forward | Loopback] = set()
 
-    async def allow(self, needs: AbstractSet[Need], network: Network) -> None:
+    async def allow(self, needs: AbstractSet[Need], network: Network) -> list[str]:
         """Make the host do what is needed. It stays so until `release`, for running flows still need it then, and
-        others may have come to rely on it; the loopback guard keeps it harmless."""
-        forward = {_FORWARD[need.family] for need in needs if isinstance(need, Forward)}
-        localnet = {sysctl.route_localnet(n.link.name) for n in needs if isinstance(n, Loopback) and n.family == 4}
-        if sysctl.IPV6_FORWARD in forward and sysctl.read(sysctl.IPV6_FORWARD) == "0":
+        others may have come to rely on it; the loopback guard keeps it harmless.
+
+        Returns what had been so and was undone by somebody, for people; it is so again.
+        """
+        needed = {need for need in needs if isinstance(need, (Forward, Loopback))}
+        parameters = {parameter: need for need in needed if (parameter := _parameter(need))}
+        if sysctl.IPV6_FORWARD in parameters and sysctl.read(sysctl.IPV6_FORWARD) == "0":
             self._warn_of_advertised_routes(network)
-        self._sysctls.require(forward | localnet)
-        loopback = {n.link for n in needs if isinstance(n, Loopback) and n.family == 6}
-        for link in sorted(loopback - await self._network.loopback_links(), key=lambda each: each.index):
+        mended: dict[Need, str] = {
+            parameters[name]: f"{sysctl.label(name)}=1" for name in self._sysctls.require(set(parameters))
+        }
+        loopback = {need.link: need for need in needed if isinstance(need, Loopback) and need.family == 6}
+        for link in sorted(loopback.keys() - await self._network.loopback_links(), key=lambda each: each.index):
             await self._network.set_loopback(link, present=True)
             _log.info("added route local ::1 dev %s", link.name)
+            mended[loopback[link]] = f"route local ::1 dev {link.name}"
+        undone = [text for need, text in mended.items() if need in self._allowed]
+        self._allowed = needed
+        return undone
+
+    async def watch(self) -> None:
+        """Look again and again, for ever, whether parameters of which the kernel tells nobody are as they must be."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            if self._sysctls.lacking({p for need in self._allowed if (p := _parameter(need))}):
+                self._network.doubt()
 
     async def release(self) -> None:
         """Give back everything that nfportd has set on this host, also in an earlier run."""

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from pyroute2 import AsyncIPRoute
@@ -20,8 +21,11 @@ from nfportd.topology import Link, Network, Route
 
 _log = logging.getLogger(__name__)
 
-# linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE
-_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+# linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE,
+# RTNLGRP_IPV4_NETCONF and RTNLGRP_IPV6_NETCONF, which tell of forwarding (but not of route_localnet)
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400 | 1 << (24 - 1) | 1 << (25 - 1)
+#: Seconds from an event to the wake-up: events come in bursts.
+_SETTLE = 0.02
 _MAIN, _LOCAL = 254, 255
 _UNICAST, _LOCAL_TYPE = 1, 2
 _PROTO_RA = 9
@@ -33,10 +37,13 @@ _METRIC_BASE = 4096
 
 
 class NetworkWatch:
-    """The network of the namespace in which this is made."""
+    """The network of the namespace in which this is made. `wake` is called some time after it has changed."""
 
-    def __init__(self) -> None:
-        self.changed = asyncio.Event()
+    def __init__(self, wake: Callable[[], None]) -> None:
+        #: Whether something may have changed since the last snapshot.
+        self.changed = False
+        self._wake = wake
+        self._settling: asyncio.TimerHandle | None = None
         self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
         self._events.bind((0, _GROUPS))
         asyncio.get_running_loop().add_reader(self._events, self._drain)
@@ -44,6 +51,8 @@ class NetworkWatch:
 
     def close(self) -> None:
         """Stop watching."""
+        if self._settling:
+            self._settling.cancel()
         asyncio.get_running_loop().remove_reader(self._events)
         self._events.close()
         self._ipr.close()
@@ -56,15 +65,26 @@ class NetworkWatch:
             pass
         except OSError as error:
             _log.debug("network events were lost (%s); the state is read anew", error.strerror)
-        self.changed.set()
+        self.doubt()
+
+    def doubt(self) -> None:
+        """Have the network read anew, and what the host must allow looked at."""
+        self.changed = True
+        if self._settling is None:
+            self._settling = asyncio.get_running_loop().call_later(_SETTLE, self._settle)
+
+    def _settle(self) -> None:
+        self._settling = None
+        if self.changed:
+            self._wake()
 
     async def snapshot(self) -> Network:
         """The network now. Costs about 0.2 ms a route."""
-        self.changed.clear()
+        self.changed = False
         try:
             return await self._read()
         except BaseException:
-            self.changed.set()
+            self.doubt()
             raise
 
     async def _read(self) -> Network:

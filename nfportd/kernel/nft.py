@@ -1,102 +1,236 @@
-"""libnftables: run text as one transaction, list our table.
+"""libnftables, in a child process: run text as one transaction, list our table.
 
-Must not know mappings. The one idea: one long-lived context, used by one thread; a table with an owner belongs to
-the netlink socket in that context (linux/netfilter/nf_tables.h, NFT_TABLE_F_OWNER).
+Must not know mappings. The one idea: what happens in the C library happens to a child. Where it dies or hangs, the
+transaction counts as refused, whoever asked reads the table again, and the next request finds a new child.
+
+A table with an owner belongs to the child's netlink socket (linux/netfilter/nf_tables.h, NFT_TABLE_F_OWNER).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
+import logging
+import os
+import signal
 import socket
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+import sys
+from collections.abc import Callable
 from typing import Any
-
-import nftables
 
 from nfportd import ruleset
 from nfportd.errors import KernelRefused, NotPossible
+from nfportd.kernel import nft_worker
+from nfportd.kernel.nft_worker import DRY_RUN, HEADER, JSON, TERSE
 from nfportd.ruleset import Listed
 
-_NETLINK_NETFILTER = 12  # linux/netlink.h
+_log = logging.getLogger(__name__)
+
+#: Seconds to wait for an answer; 65,000 elements take one or two.
+_PATIENCE = 20.0
+#: Each so many bytes of text give another second.
+_BYTES_A_SECOND = 200_000
+#: The daemon's signals are for the daemon: a service manager or a terminal sends them to its children as well.
+_NOT_FOR_CHILDREN = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+
 _libc = ctypes.CDLL(None)
 
 
-class Nft:
-    """The only door to nftables. Its calls run in a thread of their own: libnftables blocks, and knows one at a time.
+class NftDied(KernelRefused):
+    """libnftables crashed, hung or could not be started. Whether the transaction is in force is not known."""
 
-    libnftables works in the network namespace in which this is made.
+
+class Nft:
+    """The only door to nftables, for one event loop; it works in the network namespace in which it is first asked.
+
+    `started` is called with the netlink port of each child, before that child is asked anything; `lost` when one died.
     """
 
-    def __init__(self) -> None:
-        try:
-            # libnftables ends the process where it cannot open such a socket.
-            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER).close()
-        except OSError as error:
-            raise NotPossible(f"the kernel gives no netlink socket for nftables: {error.strerror}") from None
-        try:
-            self._nft = nftables.Nftables()
-        except (OSError, AttributeError) as error:
-            raise NotPossible(f"libnftables does not load ({error}); install python3-nftables and nftables") from None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="nft")
+    def __init__(
+        self, started: Callable[[int], None] = lambda _: None, lost: Callable[[], None] = lambda: None
+    ) -> None:
+        self._started = started
+        self._lost = lost
+        self._child: _Child | None = None
+        self._turn = asyncio.Lock()
+        #: Whether a child has died, and so what it owned has lost its owner; for whoever mends it to unset.
+        self.died = False
 
     def close(self) -> None:
-        """End the thread, and give up the table's ownership with the context's socket."""
-        self._thread.shutdown()
-        del self._nft
+        """End the child when it has answered what it was asked, and give up the table's ownership with its socket."""
+        if self._child:
+            self._child.end()
 
     async def run(self, text: str) -> None:
-        """Run nft text as one transaction. Raises KernelRefused with nft's words; then nothing of it is in force."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._run, text)
+        """Run nft text as one transaction.
+
+        Raises KernelRefused with nft's words, and then nothing of it is in force; NftDied where nobody can know.
+        """
+        await self._ask(0, text)
 
     async def list_table(self, *, elements: bool = True) -> Listed | None:
         """Our table, or None. Without elements the cost does not depend on the number of mappings."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._list, elements)
-
-    async def allows(self, text: str) -> str | None:
-        """Let nft and the kernel check text without applying it; None, or why they refuse it."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._check, text)
-
-    def _command(self, text: str) -> str:
-        code, output, error = self._nft.cmd(text)
-        if code:
-            raise KernelRefused(_reason(error))
-        return str(output)
-
-    def _run(self, text: str) -> None:
-        self._command(text)
-        if len(text) > 1_000_000:
-            # Parsing a large transaction takes 70 times its memory and glibc keeps it; the daemon runs for months.
-            _libc.malloc_trim(0)
-
-    def _list(self, elements: bool) -> Listed | None:
-        self._nft.set_json_output(True)
-        self._nft.set_terse_output(not elements)
+        # nft 1.0.6 fetches every element for `list tables` and `list table`, be it terse or not: 0.8 s for 60,000.
+        found = ruleset.parse(json.loads(await self._ask(JSON | TERSE, "list ruleset inet")))
+        if not elements or found is None:
+            return found
         try:
-            # The table's name alone would be an error where there is none; nft 1.0.6 lists tables cheaply.
-            names = json.loads(self._command("list tables inet"))
-            if not any(t.get("table", {}).get("name") == ruleset.TABLE for t in names["nftables"]):
-                return None
-            listing: dict[str, Any] = json.loads(self._command(f"list table inet {ruleset.TABLE}"))
-        finally:
-            self._nft.set_json_output(False)
-            self._nft.set_terse_output(False)
+            listing: dict[str, Any] = json.loads(await self._ask(JSON, f"list table inet {ruleset.TABLE}"))
+        except NftDied:
+            raise
+        except KernelRefused:
+            # Somebody may have deleted it between.
+            if await self.list_table(elements=False):
+                raise
+            return None
         found = ruleset.parse(listing)
         del listing
-        if elements:
-            _libc.malloc_trim(0)
+        _libc.malloc_trim(0)
         return found
 
-    def _check(self, text: str) -> str | None:
-        self._nft.set_dry_run(True)
+    async def allows(self, text: str) -> str | None:
+        """Let nft and the kernel check text without applying it; None, or why they refuse it. Raises NftDied."""
         try:
-            self._command(text)
+            await self._ask(DRY_RUN, text)
+        except NftDied:
+            raise
         except KernelRefused as refusal:
             return refusal.reason
-        finally:
-            self._nft.set_dry_run(False)
         return None
+
+    async def _ask(self, flags: int, text: str) -> bytes:
+        # Who stops waiting must not leave an answer for the next one to take for its own.
+        asked = asyncio.ensure_future(self._converse(flags, text.encode()))
+        asked.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(asked)
+
+    async def _converse(self, flags: int, text: bytes) -> bytes:
+        async with self._turn:
+            child = self._child
+            if child is None or child.dead:
+                child = self._child = await self._start()
+            status, answer = await child.ask(flags, text)
+        if status:
+            raise KernelRefused(_reason(answer.decode()))
+        return answer
+
+    async def _start(self) -> _Child:
+        first = self._child is None
+        child = _Child(self._died)
+        status, answer = await child.begin()
+        if status:
+            child.end()
+            if first:
+                raise NotPossible(f"{answer.decode()}; it takes the packages python3-nftables and nftables")
+            raise NftDied(f"libnftables cannot be started again: {answer.decode()}")
+        self._started(int(answer))
+        if not first:
+            _log.warning("libnftables runs again, as process %d", child.pid)
+        return child
+
+    def _died(self, how: str) -> None:
+        _log.error("the process that runs libnftables %s; forwarding goes on, another is started", how)
+        self.died = True
+        self._lost()
+
+
+class _Child(asyncio.Protocol):
+    """One process that runs libnftables, and the conversation with it: one question at a time."""
+
+    def __init__(self, lost: Callable[[str], None]) -> None:
+        """Start the process; `lost` is called with how it ended, unless `end` ended it. Raises NftDied."""
+        self._lost = lost
+        self._buffer = bytearray()
+        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+        self._transport: asyncio.WriteTransport | None = None
+        self._ending = False
+        self.dead = False
+        self._ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-P", nft_worker.__file__, str(theirs.fileno()), str(os.getpid())]
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_CHILDREN)
+            try:
+                self._process = subprocess.Popen(
+                    command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+                )
+            except OSError as error:
+                self._ours.close()
+                raise NftDied(f"the process for libnftables cannot be started: {error.strerror}") from None
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def begin(self) -> tuple[int, bytes]:
+        """Return what the process says first: whether it works, and its netlink port. Raises NftDied."""
+        self._answer = asyncio.get_running_loop().create_future()
+        await asyncio.get_running_loop().create_connection(lambda: self, sock=self._ours)
+        return await self._wait(_PATIENCE)
+
+    async def ask(self, flags: int, text: bytes) -> tuple[int, bytes]:
+        """Return what nft makes of text. Raises NftDied."""
+        assert self._transport
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(HEADER.pack(flags, len(text)) + text)
+        return await self._wait(_PATIENCE + len(text) / _BYTES_A_SECOND)
+
+    async def _wait(self, patience: float) -> tuple[int, bytes]:
+        assert self._answer
+        try:
+            async with asyncio.timeout(patience):
+                return await self._answer
+        except TimeoutError:
+            self._process.kill()
+            raise NftDied(f"libnftables did not answer in {patience:.0f} s") from None
+
+    def end(self) -> None:
+        """Let the process finish what it was asked, and wait for its end."""
+        self._ending = True
+        if self._transport:
+            self._transport.abort()
+        self._ours.close()
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if len(self._buffer) < HEADER.size:
+            return
+        status, length = HEADER.unpack_from(self._buffer)
+        if len(self._buffer) < HEADER.size + length:
+            return
+        answer = bytes(memoryview(self._buffer)[HEADER.size :])
+        self._buffer = bytearray()
+        if self._answer and not self._answer.done():
+            self._answer.set_result((status, answer))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.dead = True
+        if self._ending:
+            return
+        self._process.kill()
+        how = _how(self._process.wait())
+        self._lost(how)
+        if self._answer and not self._answer.done():
+            self._answer.set_exception(NftDied(f"libnftables {how}"))
+
+
+def _how(status: int) -> str:
+    with contextlib.suppress(ValueError):
+        return f"was ended by {signal.Signals(-status).name}"
+    return f"ended with status {status}"
 
 
 #: What the kernel's words mean here (net/netfilter/nf_tables_api.c).

@@ -49,8 +49,15 @@ class Sysctls:
         self._before: dict[str, str] = self._load()
         self._missing: set[str] = set()
 
-    def require(self, names: set[str]) -> None:
-        """See that each of these is 1: set it, or say once that it is missing where nfportd does not manage sysctls."""
+    def lacking(self, names: set[str]) -> set[str]:
+        """Which of these are not 1, and could be set."""
+        return {name for name in names if read(name) not in ("1", "2")} - self._missing
+
+    def require(self, names: set[str]) -> set[str]:
+        """See that each of these is 1: set it, or say once that it is missing where nfportd does not manage sysctls.
+
+        Returns those that were set.
+        """
         lacking = {name for name in names if read(name) not in ("1", "2")}
         for name in sorted(lacking):
             if not self._manage:
@@ -62,6 +69,7 @@ class Sysctls:
             else:
                 self._set(name)
         self._missing = {name for name in lacking if read(name) not in ("1", "2")}
+        return lacking - self._missing
 
     def release(self) -> None:
         """Give back what nfportd set, where it still has nfportd's value."""

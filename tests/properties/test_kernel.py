@@ -20,14 +20,16 @@ from hypothesis import HealthCheck, Phase, example, given, settings, strategies 
 
 from nfportd import desired, ruleset
 from nfportd.desired import ABSENT, Absent, Elements, Parts, Slot
+from nfportd.enforcer import Kernel
 from nfportd.kernel.conntrack import Conntrack
 from nfportd.kernel.host import Host
 from nfportd.kernel.network import NetworkWatch
 from nfportd.kernel.nft import Nft
+from nfportd.kernel.nft_monitor import NftMonitor
 from nfportd.kernel.ports import LocalPorts
 from nfportd.kernel.sysctl import Sysctls
 from nfportd.model import Mapping
-from nfportd.reconciler import Kernel, Reconciler
+from nfportd.reconciler import Reconciler
 from nfportd.register import Change, Register
 from nfportd.table import Table
 from nfportd.wishes import Content, Held, Outcome, Waiting, Wish
@@ -126,6 +128,9 @@ class Nobody:
     def refused(self, owner: str, detail: str) -> None:
         """Not watched."""
 
+    def repaired(self, detail: str) -> None:
+        """Not watched."""
+
 
 def as_wish(wishes: Wishes) -> Wish:
     return Wish(owners={owner: Content(mappings=mappings) if mappings else None for owner, mappings in wishes.items()})
@@ -139,11 +144,13 @@ class Life:
         inside.do(self._begin(run_dir))
 
     async def _begin(self, run_dir: Path) -> None:
-        self._nft, self._network, self._conntrack = Nft(), NetworkWatch(), Conntrack()
+        wake = asyncio.Event()
+        self._monitor, self._network, self._conntrack = NftMonitor(wake.set), NetworkWatch(wake.set), Conntrack()
+        self._nft = Nft(self._monitor.leave_out, wake.set)
         self._table = Table(self._nft, 13)
         self._host = Host(self._network, Sysctls(run_dir / "sysctls.json", manage=True))
         self._ports = LocalPorts()
-        kernel = Kernel(self._table, self._network, self._conntrack, self._host, self._ports)
+        kernel = Kernel(wake, self._table, self._monitor, self._network, self._conntrack, self._host, self._ports)
         self._reconciler = Reconciler(Register(), kernel, Nobody(), Nobody())
         await self._table.adopt()
         self._task = asyncio.create_task(self._reconciler.run())
@@ -159,7 +166,7 @@ class Life:
     @property
     def written(self) -> tuple[int, int]:
         """Elements added and removed by the last transaction."""
-        return self._reconciler.elements_added, self._reconciler.elements_removed
+        return self._reconciler.enforcer.elements_added, self._reconciler.enforcer.elements_removed
 
     def end(self, *, clean: bool) -> None:
         """Stop; or, not clean, die: everything stays in the kernel. A second end is none."""
@@ -178,6 +185,7 @@ class Life:
         self._ports.close()
         self._conntrack.close()
         self._network.close()
+        self._monitor.close()
         self._nft.close()
 
 

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "nfportd"
 
 #: From the ground up; modules of one line may not import each other, but for those of kernel and sources.
 ORDER = (
-    ("cni",),
+    ("cni", "kernel.nft_worker"),
     ("errors", "messages"),
     ("notation", "trust", "journal", "unit"),
     ("model",),
@@ -22,16 +22,17 @@ ORDER = (
     ("validation",),
     ("desired",),
     ("ruleset",),
-    ("topology",),
+    ("topology", "drift", "pace"),
     ("flows",),
     ("wishes", "access"),
     ("register",),
     ("settings",),
     ("events", "metrics"),
-    ("kernel.sysctl", "kernel.nft", "kernel.conntrack", "kernel.network"),
+    ("kernel.sysctl", "kernel.nft", "kernel.conntrack", "kernel.network", "kernel.nft_monitor"),
     ("kernel.processes", "kernel.netns_paths", "kernel.listeners", "kernel.reservations"),
     ("kernel.host", "kernel.lifetimes", "kernel.ports"),
     ("table",),
+    ("enforcer",),
     ("reconciler",),
     ("notices",),
     ("sources.store", "sources.dropins", "sources.watch"),
@@ -51,7 +52,7 @@ LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name 
 
 PURE = (
     *("errors", "notation", "model", "document", "validation", "desired", "ruleset", "topology", "flows"),
-    *("wishes", "access", "register", "messages"),
+    *("drift", "pace", "wishes", "access", "register", "messages"),
 )
 IMPURE = {
     "asyncio",
@@ -142,7 +143,7 @@ def test_sources_know_no_nft_and_no_kernel(name: str) -> None:
     ("package", "users"),
     [
         ("yaml", {"nfportd.document"}),
-        ("nftables", {"nfportd.kernel.nft"}),
+        ("nftables", {"nfportd.kernel.nft_worker"}),
         ("asyncinotify", {"nfportd.sources.watch", "nfportd.kernel.netns_paths"}),
         ("systemd", {"nfportd.journal", "nfportd.unit"}),
         ("click", {"nfportd.__main__", "nfportd.changes", "nfportd.cli"}),

@@ -26,6 +26,7 @@ STATUS = {
     "nft": "1.0.6",
     "features": {"owner_persist": False},
     "table": "intact",
+    "repairs": {"count": 0, "last": None, "fight": False},
     "pid": 812,
     "since": SINCE,
     "mappings": 3,
@@ -138,6 +139,7 @@ def test_status_of_a_daemon_at_which_all_is_well(stub: Stub) -> None:
             f"nfportd 0.1.0, pid 812, for {_age()}",
             "3 mappings of 2 owners",
             "elements: any4 3, any6 1",
+            "repairs: none",
             "features: owner_persist no",
         ],
     )
@@ -156,6 +158,7 @@ def test_status_of_a_daemon_at_which_all_is_well(stub: Stub) -> None:
         ),
         ({"refused": [{**DNS, "owner": "api:me", "state": "refused", "reason": "No space left"}]}, "No space left"),
         ({"files": {"a.yaml": ["a.yaml:3:1: unknown key 'x'"]}}, "a.yaml:3:1: unknown key 'x'"),
+        ({"repairs": {"count": 9, "last": "the table was deleted", "fight": True}}, "the table was deleted"),
         ({"table": "changed"}, "table inet nfportd is changed"),
         ({"table": "missing"}, "table inet nfportd is missing"),
     ],

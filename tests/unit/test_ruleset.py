@@ -95,9 +95,6 @@ def test_elements_of_sets_that_stay_are_not_touched() -> None:
             changed(table(), "postrouting", prio=101), "delete chain inet nfportd postrouting", id="another priority"
         ),
         pytest.param(
-            changed(table(), "loopback_guard", policy="drop"), "delete chain inet nfportd loopback_guard", id="policy"
-        ),
-        pytest.param(
             changed(table(), "dispatch", type="nat", hook="input", prio=0, policy="accept"),
             "delete chain inet nfportd dispatch",
             id="a hook where there should be none",
@@ -144,3 +141,9 @@ def test_the_fingerprint_does_not_depend_on_elements() -> None:
 
 def test_the_fingerprint_is_left_as_a_comment() -> None:
     assert ruleset.set_fingerprint("abc") == 'add element inet nfportd fingerprint { 0x1 comment "abc" }\n'
+
+
+def test_a_policy_is_set_in_place_for_a_chain_made_anew_loses_its_hook_for_a_moment() -> None:
+    text = ruleset.refill(read(changed(table(), "loopback_guard", policy="drop")), 13, ())
+    assert "delete " not in text
+    assert "hook prerouting priority raw; policy accept;" in text

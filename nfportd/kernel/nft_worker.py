@@ -1,0 +1,84 @@
+"""The program that runs libnftables for the daemon, as its child: whatever becomes of it takes no state along.
+
+Must not import nfportd, for it starts again after each crash. The one idea: texts come in over a socket, what nft
+makes of each goes back; it ends with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import struct
+import sys
+from typing import Any
+
+import nftables
+
+#: Flags of a request (JSON, TERSE, DRY_RUN) or the status of an answer (0: done), then the length of its text in bytes.
+HEADER = struct.Struct("!BI")
+JSON, TERSE, DRY_RUN = 1, 2, 4
+
+_NETLINK_NETFILTER = 12  # linux/netlink.h
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+#: Texts from this length on take 70 times their memory in the parser, and glibc would keep it.
+_LARGE = 1_000_000
+#: This process opens few.
+_DESCRIPTORS = 64
+
+_libc = ctypes.CDLL(None)
+
+
+def main() -> None:
+    """Answer what comes over the socket that argv names, until its other end has gone."""
+    # A transaction of a daemon that has died must not meet the next one's.
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[2]):
+        return
+    with socket.socket(fileno=int(sys.argv[1])) as channel, channel.makefile("rwb") as stream:
+        try:
+            # libnftables ends the process where it cannot open such a socket.
+            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER).close()
+            nft = nftables.Nftables()
+        except OSError as error:
+            _answer(stream, 1, f"no libnftables, or no netlink socket for it: {error.strerror or error}".encode())
+            return
+        # The kernel gives a socket its port when something is sent.
+        nft.cmd("list tables inet")
+        _answer(stream, 0, str(_netlink_port()).encode())
+        while header := stream.read(HEADER.size):
+            flags, length = HEADER.unpack(header)
+            _answer(stream, *_run(nft, flags, stream.read(length)))
+            if length > _LARGE:
+                _libc.malloc_trim(0)
+
+
+def _answer(stream: Any, status: int, text: bytes) -> None:
+    stream.write(HEADER.pack(status, len(text)))
+    stream.write(text)
+    stream.flush()
+
+
+def _run(nft: nftables.Nftables, flags: int, text: bytes) -> tuple[int, bytes]:
+    nft.set_json_output(bool(flags & JSON))
+    nft.set_terse_output(bool(flags & TERSE))
+    nft.set_dry_run(bool(flags & DRY_RUN))
+    status, output, error = nft.cmd(text.decode())
+    return (1, error.encode()) if status else (0, output.encode())
+
+
+def _netlink_port() -> int:
+    """The address of libnftables' own socket, which the kernel's notifications name as their cause."""
+    for descriptor in range(_DESCRIPTORS):
+        try:
+            with socket.socket(fileno=os.dup(descriptor)) as sock:
+                if sock.family == socket.AF_NETLINK and sock.proto == _NETLINK_NETFILTER:
+                    return int(sock.getsockname()[0])
+        except OSError:  # not open, or no socket
+            continue
+    return 0
+
+
+if __name__ == "__main__":
+    main()
