@@ -37,7 +37,7 @@ define install
 	fi
 endef
 
-.PHONY: help demo test test-runtimes test-trixie lint bench run install uninstall deb deb-trixie manual lock
+.PHONY: help demo test test-runtimes test-trixie lint fuzz bench run install uninstall deb deb-trixie manual lock
 .PHONY: venv packages clean
 
 help: ## this text
@@ -62,6 +62,11 @@ lint: venv ## ruff check, ruff format --check, mypy --strict
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+FUZZ_SECONDS := 600
+FUZZ_SEED :=
+fuzz: venv ## all fuzzers with new seeds for FUZZ_SECONDS (root); FUZZ_SEED repeats a round
+	$(BIN)/python -m tests.fuzz $(FUZZ_SECONDS) $(FUZZ_SEED)
 
 bench: venv ## measure what the README claims (root)
 	$(BIN)/python -m bench

@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+
 from nfportd import ruleset
 from nfportd.errors import KernelRefused, NotPossible
 from nfportd.kernel import nft_worker

@@ -120,9 +120,9 @@ def test_what_is_told_is_what_is_listed(recorder: Recorder, one: Elements, other
     recorder.after("add table inet nfportd; delete table inet nfportd\n" + ruleset.skeleton(13))
     mirror: Elements = {name: {} for name in ruleset.ELEMENT_SETS}
     reader = Reader()
-    gone: dict[desired.Slot, Any] = dict.fromkeys(
-        (slot for slot in desired.all_slots(one)), desired.ABSENT
-    ) | {slot: other[slot.set][slot.key] for slot in desired.all_slots(other)}
+    gone: dict[desired.Slot, Any] = dict.fromkeys((slot for slot in desired.all_slots(one)), desired.ABSENT) | {
+        slot: other[slot.set][slot.key] for slot in desired.all_slots(other)
+    }
     first = {slot: one[slot.set][slot.key] for slot in desired.all_slots(one)}
     for change in (desired.delta({}, first), desired.delta(one, gone)):
         if not change:
@@ -192,7 +192,7 @@ def test_whatever_comes_is_taken_without_harm(recording: Recording, data: st.Dat
     assert drift.emptied <= ruleset.ELEMENT_SETS
     assert all(slot.set in ruleset.ELEMENT_SETS for slot in drift.elements)
     # What it says can be written: by nft's grammar all of it can be taken out again.
-    ruleset.text(desired.Delta({slot: None for slot in drift.elements}, {}))
+    ruleset.text(desired.Delta(dict.fromkeys(drift.elements), {}))
     assert not reader.take()
 
 

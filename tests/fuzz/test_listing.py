@@ -28,7 +28,7 @@ _ELEMENTS: dict[str, list[Any]] = {
     "guarded_any4": [concat("tcp", 8080)],
     "allowed_any4": [concat(prefix("192.0.2.0", 24), "tcp", {"range": [80, 90]}), concat("192.0.2.1", "tcp", 8080)],
 }
-_listings = st.sampled_from(["1.0.6", "1.1.3"]).map(lambda version: table(version, **_ELEMENTS))
+_listings = st.sampled_from(["1.0.6", "1.1.3"]).map(lambda version: table(version, "abc", **_ELEMENTS))
 
 
 @tries(120)
