@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 #: Examples of a round, as a multiple of what `make test` tries.
-_FACTOR = 10
+_FACTOR = 5
 
 
 def main() -> int:

@@ -107,7 +107,7 @@ def assert_same(content: bytes, mappings: tuple[Mapping, ...]) -> None:
     assert tuple(_WRITTEN.validate_python(again)) == mappings
 
 
-@tries(400)
+@tries(150)
 @given(_bodies)
 @example((OwnerBody, b'{"mappings": [{"listen": 80, "listen": 81, "targets": "10.0.0.1:80"}]}'))
 @example((OwnerBody, b'{"mappings": [{"listen": 80, "targets": "10.0.0.1:80", "name": NaN}]}'))
@@ -138,7 +138,7 @@ def unique(pairs: list[tuple[str, Any]]) -> Json:
     return dict(pairs)
 
 
-@tries(60)
+@tries(40)
 @given(owner_bodies(), st.data())
 def test_an_unknown_key_is_named_where_it_stands(body: Json, data: st.DataObject) -> None:
     objects = [path for path in jsons.places(body) if isinstance(jsons.at(body, path), dict)]
@@ -172,7 +172,7 @@ _WAYS = {
 }
 
 
-@tries(60)
+@tries(40)
 @given(body=_bodies)
 @example((OwnerBody, b'{"mappings": [], "pid": 99999999999999999999}'))
 @example((OwnerBody, b'{"mappings": [], "netns": "/%s"}' % (b"x" * 4000)))

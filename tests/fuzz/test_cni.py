@@ -203,7 +203,7 @@ def _deep(depth: int) -> bytes:
     return add('{"ips": [{"address": "10.88.0.11/24"}], "x": ' + "[" * depth + "]" * depth + "}")
 
 
-@tries(500)
+@tries(200)
 @given(jsons.contents(configurations()), environments(), st.sampled_from([_GOOD]) | _answers)
 @example(add('{"ips": [{"address": "10.88.0.11/24"}], "x": NaN}'), _ADD, _GOOD)
 @example(add('{"ips": [{"address": "10.88.0.11/24"}], "x": 1e999}'), _ADD, _GOOD)
@@ -282,7 +282,7 @@ def executed(content: bytes, environment: dict[str, str], path: Path) -> Json:
     return assert_told(environment["CNI_COMMAND"], done.returncode, done.stdout.decode("ascii"), remarks)
 
 
-@tries(50)
+@tries(20)
 @given(content=jsons.contents(configurations()), environment=environments())
 def test_the_executable_answers_likewise(stub: Stub, content: bytes, environment: dict[str, str]) -> None:
     stub.answer = _GOOD

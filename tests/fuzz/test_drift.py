@@ -114,7 +114,7 @@ def follow(mirror: Elements, drift: Drift) -> None:
             mirror[slot.set][slot.key] = value
 
 
-@tries(12)
+@tries(5)
 @given(one=elements(), other=elements())
 def test_what_is_told_is_what_is_listed(recorder: Recorder, one: Elements, other: Elements) -> None:
     recorder.after("add table inet nfportd; delete table inet nfportd\n" + ruleset.skeleton(13))
@@ -175,7 +175,7 @@ def lies(draw: st.DrawFn, datagrams: list[bytes]) -> bytes:
     return bytes(told)
 
 
-@tries(400)
+@tries(150)
 @given(data=st.data())
 def test_whatever_comes_is_taken_without_harm(recording: Recording, data: st.DataObject) -> None:
     reader = Reader()
@@ -196,7 +196,7 @@ def test_whatever_comes_is_taken_without_harm(recording: Recording, data: st.Dat
     assert not reader.take()
 
 
-@tries(200)
+@tries(100)
 @given(data=st.data())
 def test_a_lie_inside_a_message_is_noticed(recording: Recording, data: st.DataObject) -> None:
     """A message of our table that is cut, or one of whose attributes is longer than it, counts as lost."""

@@ -60,7 +60,7 @@ def again(mappings: Iterable[Mapping]) -> bytes:
     return json.dumps({"mappings": [mapping.written() for mapping in mappings]}, ensure_ascii=False).encode()
 
 
-@tries(700)
+@tries(250)
 @given(texts.files())
 @example(b"mappings: [\xc3\xa9\xc3\xa9\xff")
 @example("# é\nmappings: [\x01]".encode())
@@ -83,7 +83,7 @@ def test_a_file_is_taken_as_it_is_written_or_refused_for_a_place(content: bytes)
         assert adapter(OwnerBody).validate_json(again(found)).mappings == tuple(found)
 
 
-@tries(150)
+@tries(60)
 @given(texts.encoded(texts.dropins(harm=0)), st.data())
 def test_an_unknown_key_is_named_where_it_stands(content: bytes, data: st.DataObject) -> None:
     text = content.decode("utf-8", "replace")
@@ -103,7 +103,7 @@ def test_an_unknown_key_is_named_where_it_stands(content: bytes, data: st.DataOb
     assert (key.line, key.column) in places, (changed, problems)
 
 
-@tries(150)
+@tries(120)
 @given(texts.settings_files() | texts.dropins())
 @example('group: "a\\0b"')
 @example("access: [{uid: true, write: true}]")
@@ -150,7 +150,7 @@ _SEEDS = (
 )  # fmt: skip
 
 
-@tries(40)
+@tries(12)
 @given(
     st.sampled_from(["", "mappings:\n", "mappings: [", "mappings: &a {a: 1}\n", "access:\n", "- &a {listen: 80}\n"]),
     st.lists(st.sampled_from(_SEEDS), min_size=1, max_size=4).map("".join),
@@ -168,7 +168,7 @@ def test_four_times_the_text_takes_four_times_the_time(
         body = "".join(pattern.replace("N", f"n{n}") for n in range(count)) if "N" in pattern else pattern * count
         return (head + body + tail).encode()
 
-    size = 16_000
+    size = 50_000
     for _ in range(3):
         one, four = _seconds(of(size), reading), _seconds(of(4 * size), reading)
         if four < 9 * max(one, 0.01):
@@ -189,7 +189,7 @@ def space() -> Iterator[Namespace]:
         yield lab.space("host")
 
 
-@tries(40)
+@tries(20)
 @given(content=texts.encoded(texts.dropins(harm=1)))
 def test_the_elements_of_what_is_taken_are_taken_by_nft(space: Namespace, content: bytes) -> None:
     found, _ = read(content)

@@ -31,7 +31,7 @@ _ELEMENTS: dict[str, list[Any]] = {
 _listings = st.sampled_from(["1.0.6", "1.1.3"]).map(lambda version: table(version, "abc", **_ELEMENTS))
 
 
-@tries(120)
+@tries(60)
 @given(jsons.damaged(_listings, most=3))
 def test_a_listing_is_read_or_refused_by_one_error(listing: Any) -> None:
     try:

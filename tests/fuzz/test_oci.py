@@ -13,7 +13,6 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from nfportd import oci_hook
-from nfportd.api.bodies import OwnerBody, read
 from nfportd.oci_hook import NotPublished
 from tests.fuzz import jsons
 from tests.fuzz.budget import tries, within
@@ -31,7 +30,7 @@ def _state(ports: str) -> dict[str, Any]:
             "annotations": {oci_hook.ANNOTATION: ports}}  # fmt: skip
 
 
-@tries(150)
+@tries(80)
 @given(jsons.contents(_entries.map(_state)))
 @example(b"[" * 100_000)
 @example(b"\xff\xfe")
@@ -56,10 +55,3 @@ def test_a_state_is_published_or_refused(content: bytes) -> None:
         assert (body["pid"], type(body["pid"])) == (state["pid"], int)
         assert len(body["mappings"]) == len(state["annotations"][oci_hook.ANNOTATION].replace(",", " ").split())
         assert json.loads(json.dumps(body), parse_constant=pytest.fail) == body
-        if body["pid"] > 0 and len({mapping["listen"] for mapping in body["mappings"]}) == len(body["mappings"]):
-            assert _valid(body)
-
-
-def _valid(body: dict[str, Any]) -> bool:
-    """Each mapping by itself: two entries may ask for one port, which the daemon says."""
-    return all(read(OwnerBody, json.dumps({**body, "mappings": [each]}).encode()) for each in body["mappings"])

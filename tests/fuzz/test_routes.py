@@ -105,7 +105,7 @@ def clear(space: Namespace) -> None:
     space.run(["ip", "nexthop", "flush"], check=False)
 
 
-@tries(25)
+@tries(8)
 @given(chosen=st.lists(st.sampled_from(ROUTES), min_size=1, max_size=6, unique_by=lambda route: route[0]))
 def test_odd_routes_are_seen_as_they_are(space: Namespace, chosen: list[tuple[str, set[tuple[str, str]]]]) -> None:
     expected = set(_OWN)
