@@ -114,6 +114,7 @@ def assert_same(content: bytes, mappings: tuple[Mapping, ...]) -> None:
 @example((OwnerBody, b'{"mappings": [{"listen": 80, "targets": "10.0.0.1:80", "name": 1e400}]}'))
 @example((OwnerBody, b'{"mappings": [{"listen": %s, "targets": "10.0.0.1:80"}]}' % (b"9" * 4300)))
 @example((OwnerBody, b"[" * 100_000))
+@example((OwnerBody, b'{"mappings": [], "\\u001b[31m": 1}'))
 def test_a_body_is_taken_as_it_is_written_or_refused_for_a_place(body: tuple[Any, bytes]) -> None:
     of, content = body
     try:
