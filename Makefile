@@ -39,8 +39,8 @@ define install
 	fi
 endef
 
-.PHONY: help demo test test-runtimes test-trixie lint audit bench run install uninstall deb deb-trixie manual lock
-.PHONY: venv packages clean
+.PHONY: help demo test test-runtimes test-trixie lint audit fuzz bench run install uninstall deb deb-trixie manual
+.PHONY: lock venv packages clean
 
 help: ## this text
 	@sed -nE 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -70,6 +70,11 @@ audit: venv ## known vulnerabilities of what install and deb bring along (asks a
 	@$(BIN)/pip-audit --strict --no-deps --disable-pip -r packaging/requirements.lock || { \
 	    echo "make audit: where no vulnerability is named above, the service did not tell of each package, and"; \
 	    echo "nothing is proved: run it where the service can be reached."; exit 1; }
+
+FUZZ_SECONDS := 600
+FUZZ_SEED :=
+fuzz: venv ## all fuzzers with new seeds for FUZZ_SECONDS (root); FUZZ_SEED repeats a round
+	$(BIN)/python -m tests.fuzz $(FUZZ_SECONDS) $(FUZZ_SEED)
 
 bench: venv ## measure what the README claims (root)
 	$(BIN)/python -m bench

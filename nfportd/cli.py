@@ -262,7 +262,7 @@ def oci_hook_command(client: Client) -> None:
       podman inspect -f '...' NAME | nfportctl oci-hook     # any engine: JSON with id, pid and annotations
     """
     try:
-        oci_hook.publish(client, sys.stdin.read())
+        oci_hook.publish(client, sys.stdin.buffer.read())
     except NfportdError as error:
         # Some runtimes (crun) show nobody what a hook prints.
         syslog.openlog("nfportctl", facility=syslog.LOG_DAEMON)

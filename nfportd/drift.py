@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from nfportd import ruleset
 from nfportd.desired import ABSENT, Absent, Parts, Slot
+from nfportd.notation import brief
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _FAMILY = struct.Struct("=BBH")  # struct nfgenmsg
@@ -48,7 +49,7 @@ class Author(NamedTuple):
     pid: int
 
     def __str__(self) -> str:
-        return f"{self.name} (pid {self.pid})"
+        return f"{brief(self.name)} (pid {self.pid})"
 
 
 @dataclass(slots=True)
@@ -149,7 +150,7 @@ class Reader:
 def _messages(datagram: bytes) -> Iterator[tuple[int, int, memoryview]]:
     """Kind, family and attributes of each nf_tables message."""
     rest = memoryview(datagram)
-    while len(rest) >= _HEADER.size:
+    while rest:
         length, kind, *_ = _HEADER.unpack_from(rest)
         if not _HEADER.size <= length <= len(rest):
             raise ValueError("a message says that it is longer than what came")
@@ -160,7 +161,7 @@ def _messages(datagram: bytes) -> Iterator[tuple[int, int, memoryview]]:
 
 
 def _attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    while len(data) >= _ATTRIBUTE.size:
+    while data:
         length, kind = _ATTRIBUTE.unpack_from(data)
         if not _ATTRIBUTE.size <= length <= len(data):
             raise ValueError("an attribute says that it is longer than what came")

@@ -142,8 +142,8 @@ class Table:
         self.elements = found.elements
         self._prologue = ""
         self._skeleton = found.skeleton
-        asleep = "dormant" in found.flags
-        if asleep or found.fingerprint != ruleset.fingerprint(self._mark_bit, found):
+        odd = "dormant" in found.flags or ruleset.has_others(found)
+        if odd or found.fingerprint != ruleset.fingerprint(self._mark_bit, found):
             self._prologue = ruleset.refill(found, self._mark_bit, self._flags)
 
     async def follow(self, drift: Drift) -> bool:

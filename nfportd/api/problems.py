@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from nfportd.access import Denied
-from nfportd.errors import KernelRefused, NfportdError
+from nfportd.errors import KernelRefused, Malformed, NfportdError
 from nfportd.limits import Exceeded
+from nfportd.notation import brief
 from nfportd.validation import sentence
 from nfportd.wishes import KeyTaken, NotStored, PortInUse, PreconditionFailed, rfc3339
 
@@ -79,6 +80,7 @@ _NAMES: dict[type[Exception], str] = {
     KernelRefused: "kernel-refused",
     Denied: "denied",
     Exceeded: "too-many-requests",
+    Malformed: "malformed",
     NfportdError: "invalid",
 }
 
@@ -108,5 +110,6 @@ def _invalid(error: ValidationError) -> web.Response:
         path = (*detail["loc"], *([detail["ctx"]["at"]] if "at" in detail.get("ctx", {}) else []))
         pointer = "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in path)
         found.append({"pointer": pointer, "detail": sentence(detail)})
-    first = f"{found[0]['pointer']}: {found[0]['detail']}".removeprefix(": ")
+    where = found[0]["pointer"]
+    first = f"{where if where.isprintable() else brief(where)}: {found[0]['detail']}".removeprefix(": ")
     return problem("invalid", first, errors=found)

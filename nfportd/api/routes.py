@@ -31,6 +31,7 @@ from nfportd.api.bodies import (
     Owners,
     TransactionBody,
     adapter,
+    read,
 )
 from nfportd.api.door import Connection
 from nfportd.api.problems import problem
@@ -134,7 +135,7 @@ class Routes:
     async def put(self, request: web.Request) -> web.Response:
         """Replace an owner's mappings, all or none."""
         owner = _name(request)
-        wished: OwnerBody = adapter(OwnerBody).validate_json(await body(request))
+        wished: OwnerBody = read(OwnerBody, await body(request))
         return await self._change(request, {owner: wished.content(time.time())}, _matches(request, owner))
 
     async def delete(self, request: web.Request) -> web.Response:
@@ -146,14 +147,14 @@ class Routes:
 
     async def transact(self, request: web.Request) -> web.Response:
         """Change several owners at once, all or none."""
-        wished: TransactionBody = adapter(TransactionBody).validate_json(await body(request))
+        wished: TransactionBody = read(TransactionBody, await body(request))
         now = time.time()
         contents = {owner: each.content(now) if each else None for owner, each in wished.owners.items()}
         return await self._change(request, contents, {})
 
     async def check(self, request: web.Request) -> web.Response:
         """Say what would happen."""
-        wished: CheckBody = adapter(CheckBody).validate_json(await body(request))
+        wished: CheckBody = read(CheckBody, await body(request))
         content = Content(mappings=dict.fromkeys(wished.mappings, 0))
         return await self._change(request, {wished.owner: content}, {}, dry_run=True)
 
@@ -216,7 +217,7 @@ class Routes:
 
     async def gc(self, request: web.Request) -> web.Response:
         """Take away the owners under a prefix that are not valid any more."""
-        wished: GcBody = adapter(GcBody).validate_json(await body(request))
+        wished: GcBody = read(GcBody, await body(request))
         valid = set(wished.valid)
         gone = [o.owner for o in self._at.views.owners(wished.prefix) if o.owner not in valid and o.source == "api"]
         for owner in gone:

@@ -74,11 +74,11 @@ class Nft:
     async def list_table(self, *, elements: bool = True) -> Listed | None:
         """Our table, or None. Without elements the cost does not depend on the number of mappings."""
         # nft 1.0.6 fetches every element for `list tables` and `list table`, be it terse or not: 0.8 s for 60,000.
-        found = ruleset.parse(json.loads(await self._ask(JSON | TERSE, "list ruleset inet")))
+        found = _read(await self._ask(JSON | TERSE, "list ruleset inet"))
         if not elements or found is None:
             return found
         try:
-            listing: dict[str, Any] = json.loads(await self._ask(JSON, f"list table inet {ruleset.TABLE}"))
+            found = _read(await self._ask(JSON, f"list table inet {ruleset.TABLE}"))
         except NftDied:
             raise
         except KernelRefused:
@@ -86,8 +86,6 @@ class Nft:
             if await self.list_table(elements=False):
                 raise
             return None
-        found = ruleset.parse(listing)
-        del listing
         _libc.malloc_trim(0)
         return found
 
@@ -119,7 +117,7 @@ class Nft:
                 child = self._child = await self._start()
             status, answer = await child.ask(flags, text)
         if status:
-            raise KernelRefused(_reason(answer.decode()))
+            raise KernelRefused(_reason(answer.decode(errors="replace")))
         return answer
 
     async def _start(self) -> _Child:
@@ -230,6 +228,15 @@ class _Child(asyncio.Protocol):
         self._lost(how)
         if self._answer and not self._answer.done():
             self._answer.set_exception(NftDied(f"libnftables {how}"))
+
+
+def _read(answer: bytes) -> Listed | None:
+    """A listing. Raises NftDied where it cannot be read: what nft is for has failed as much as by a crash."""
+    try:
+        # Names and comments of others may be of any bytes.
+        return ruleset.parse(json.loads(answer.decode(errors="replace")))
+    except ValueError as error:
+        raise NftDied(f"libnftables lists what cannot be read: {error}") from None
 
 
 def _how(status: int) -> str:

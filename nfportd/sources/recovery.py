@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from nfportd import desired
 from nfportd.desired import RECOVERED, Elements
-from nfportd.model import Mapping
+from nfportd.model import Key, Mapping
 from nfportd.notation import join_port, parse_listen, parse_target
 from nfportd.sources.store import Store
 from nfportd.wishes import Content, Held, NotStored, Wish
@@ -42,7 +42,7 @@ async def promised(store: Store, elements: Elements) -> Promised:
     for owner in [owner for owner, each in held.items() if _over(each.content, now)]:
         del held[owner]
     if lost:
-        found = Content(mappings=dict.fromkeys(_from_elements(elements), 0))
+        found = Content(mappings=dict.fromkeys(from_elements(elements), 0))
         held[RECOVERED] = Held(found, now)
         try:
             await store.keep({RECOVERED: held[RECOVERED]})
@@ -60,21 +60,27 @@ def _over(content: Content, now: float) -> bool:
     return content.expires_at is not None and content.expires_at <= now
 
 
-def _from_elements(elements: Elements) -> list[Mapping]:
+def from_elements(elements: Elements) -> list[Mapping]:
+    """The mappings that would have led to these elements; of what others added, only what could be one."""
     found = []
     sources = desired.sources_in(elements)
     for slot in desired.all_slots(elements):
         key = desired.key_of(slot)
-        endpoint = key and desired.endpoint_in(elements, key)
-        if key and endpoint and slot == desired.slots(key)[0]:
-            wildcard = "0.0.0.0" if key.family == 4 else "::"
-            found.append(
-                Mapping(
-                    listen=parse_listen(join_port(key.address or wildcard, str(key.port))),
-                    protocol=(key.protocol,),
-                    targets=(parse_target(str(endpoint)),),
-                    masquerade=desired.masquerade_in(elements, key),
-                    sources=sources.get(key, ()),
-                )
-            )
+        if key and slot == desired.slots(key)[0]:
+            try:
+                found.append(_mapping(elements, key, sources.get(key, ())))
+            except ValueError as error:
+                _log.warning("what the kernel holds for %s is no mapping and goes: %s", key, str(error).splitlines()[0])
     return found
+
+
+def _mapping(elements: Elements, key: Key, sources: tuple[str, ...]) -> Mapping:
+    """Raises ValueError where no mapping leads to what stands under this key."""
+    wildcard = "0.0.0.0" if key.family == 4 else "::"
+    return Mapping(
+        listen=parse_listen(join_port(key.address or wildcard, str(key.port))),
+        protocol=(key.protocol,),
+        targets=(parse_target(str(desired.endpoint_in(elements, key))),),
+        masquerade=desired.masquerade_in(elements, key),
+        sources=sources,
+    )
