@@ -32,8 +32,8 @@ _log = logging.getLogger(__name__)
 
 #: Seconds between attempts for mappings that the kernel refused.
 RETRY = 10.0
-#: Seconds between two lines about repairs.
-_QUIET = 1.0
+#: Lines about repairs that may follow at once; one a second comes back.
+_LINES = 20.0
 
 
 class Kernel(NamedTuple):
@@ -138,12 +138,13 @@ class Enforcer:
         if written.change or written.refused:
             self._watcher.transaction(took, ok=not written.refused)
         self.elements_added, self.elements_removed = len(written.change.add), len(written.change.remove)
-        if drift or undone:
-            self._repairs.note(drift, undone, written.change, took)
         await self._table.seal()
         refused = self._note_refused(written.refused, tried=retried)
         self.room = bool(self.refused and not retried and written.change.remove)
         await self._flush(written.change, touched)
+        if drift or undone:
+            self._repairs.note(drift, undone, written.change, took)
+            self._repairs.spend(time.monotonic() - started)
         return refused
 
     def _note_refused(self, refused: AbstractMapping[Hashable, str], *, tried: bool) -> dict[Claim, str]:
@@ -244,25 +245,30 @@ class _Repairs:
     def __init__(self, watcher: Watcher) -> None:
         self.pace = Pace()
         self._watcher = watcher
-        self._told = float("-inf")
+        self._lines, self._told = _LINES, time.monotonic()
         self._untold = 0
 
     def note(self, drift: Drift, undone: list[str], change: Delta, took: float) -> None:
         """Something was put right, in so many seconds."""
-        now, fought = time.monotonic(), self.pace.fight
-        self.pace.spend(now, took)
         what = [str(drift)] if drift else []
         what += [f"{text} was undone" for text in undone]
         elements = f"+{len(change.add)} -{len(change.remove)} elements"
         detail = f"{'; '.join(what)}; right again in {took * 1000:.1f} ms ({elements})"
         self._watcher.repaired(detail)
-        if self.pace.fight and not fought:
-            text = "another program undoes again and again what is repaired, repairs now take their time: %s"
-            _log.error(text, detail, extra=about(Message.REPAIRED))
-        elif now - self._told >= _QUIET:
-            more = f"; {self._untold} repairs before it are not in the log" if self._untold else ""
-            _log.warning("repaired: %s%s", detail, more, extra=about(Message.REPAIRED))
-        else:
+        now = time.monotonic()
+        self._lines, self._told = min(_LINES, self._lines + now - self._told), now
+        if self._lines < 1:
             self._untold += 1
             return
-        self._told, self._untold = now, 0
+        self._lines -= 1
+        more = f"; {self._untold} repairs before it are not in the log" if self._untold else ""
+        _log.warning("repaired: %s%s", detail, more, extra=about(Message.REPAIRED))
+        self._untold = 0
+
+    def spend(self, took: float) -> None:
+        """A repair has taken so many seconds altogether."""
+        fought = self.pace.fight
+        self.pace.spend(time.monotonic(), took)
+        if self.pace.fight and not fought:
+            text = "another program undoes again and again what is repaired; from now on repairs take their time"
+            _log.error(text, extra=about(Message.REPAIRED))

@@ -207,11 +207,12 @@ OWNED: Flags = ("owner", "persist")
 
 
 class Skeleton(NamedTuple):
-    """Chains (type, hook, priority, policy), sets and rules."""
+    """Chains (type, hook, priority, policy), sets, rules, and the names of counters that stand by themselves."""
 
     chains: dict[str, tuple[str | int | None, ...]]
     sets: dict[str, Shape]
     rules: str
+    counters: frozenset[str]
 
 
 class Listed(NamedTuple):
@@ -226,14 +227,14 @@ class Listed(NamedTuple):
     #: Connections by element.
     counters: dict[Slot, int]
     #: Names of the counters that stand by themselves.
-    named_counters: tuple[str, ...]
+    named_counters: frozenset[str]
     #: Packets dropped because their source is not allowed.
     blocked: dict[int, int]
 
     @property
     def skeleton(self) -> Skeleton:
         """What stays while elements come and go."""
-        return Skeleton(self.chains, self.sets, self.rules)
+        return Skeleton(self.chains, self.sets, self.rules, self.named_counters)
 
 
 def skeleton(mark_bit: int, flags: Flags = (), table: str = TABLE) -> str:
@@ -264,7 +265,7 @@ def refill(found: Listed, mark_bit: int, flags: Flags) -> str:
     for name in sets_to_replace(found):
         kind = "map" if found.sets[name][1] else "set"
         lines.append(f"delete {kind} inet {TABLE} {name}")
-    unknown = set(found.named_counters) - set(_BLOCKED.values())
+    unknown = found.named_counters - set(_BLOCKED.values())
     lines += [f"delete counter inet {TABLE} {name}" for name in sorted(unknown)]
     if "fingerprint" in found.sets:
         lines.append(f"flush set inet {TABLE} fingerprint")
@@ -337,7 +338,7 @@ def parse(listing: dict[str, Any]) -> Listed | None:
         _comment(listed_sets.get("fingerprint", {})),
         tuple(sorted(_listed(found["table"][0].get("flags")))),
         counters,
-        tuple(c["name"] for c in found["counter"]),
+        frozenset(c["name"] for c in found["counter"]),
         {f: sum(c["packets"] for c in found["counter"] if c["name"] == name) for f, name in _BLOCKED.items()},
     )
 
