@@ -28,6 +28,7 @@ ORDER = (
     ("register",),
     ("settings",),
     ("events", "metrics"),
+    ("kernel.nft_flags",),
     ("kernel.sysctl", "kernel.nft", "kernel.conntrack", "kernel.network", "kernel.nft_monitor"),
     ("kernel.processes", "kernel.netns_paths", "kernel.listeners", "kernel.reservations"),
     ("kernel.host", "kernel.lifetimes", "kernel.ports"),
