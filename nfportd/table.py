@@ -188,7 +188,8 @@ class Table:
         found = await self._nft.list_table(elements=False) if await self._usable() else None
         if found is None:
             self._forget()
-        elif found.skeleton != self._skeleton or found.flags != self._flags:
+        else:
+            # Also where it is as it was listed after our last write: that may have come before the listing.
             self._prologue = ruleset.refill(found, self._mark_bit, self._flags)
             for name in {*ruleset.sets_to_replace(found), *(self.elements.keys() - found.sets.keys())}:
                 self.elements[name] = {}

@@ -56,8 +56,6 @@ class Nft:
         self._lost = lost
         self._child: _Child | None = None
         self._turn = asyncio.Lock()
-        # Whether the tables of others cannot be listed.
-        self._misled = False
         #: Whether a child has died, and so what it owned has lost its owner; for whoever mends it to unset.
         self.died = False
 
@@ -75,27 +73,22 @@ class Nft:
 
     async def list_table(self, *, elements: bool = True) -> Listed | None:
         """Our table, or None. Without elements the cost does not depend on the number of mappings."""
-        flags = self.flags()
-        if flags is None:
+        tables = self._tables()
+        if ruleset.TABLE not in tables:
             return None
-        table = f"list table inet {ruleset.TABLE}"
+        # nft 1.0.6 fetches every element for `list table`, be it terse or not: 0.8 s for 60,000. But it must not be
+        # asked for a table that has one flag, also another program's: it spoils its memory (nft_flags).
+        risky = any(len(flags) == 1 for name, flags in tables.items() if name != ruleset.TABLE)
+        what = f"table inet {ruleset.TABLE}" if elements or risky else "ruleset inet"
         try:
-            if elements:
-                found = await self._listing(JSON, table)
-            elif self._misled:
-                found = await self._listing(JSON | TERSE, table)
-            else:
-                # nft 1.0.6 fetches every element for `list table`, be it terse or not: 0.8 s for 60,000.
-                found = await self._listing(JSON | TERSE, "list ruleset inet")
+            found = await self._listing(JSON if elements else JSON | TERSE, f"list {what}")
+        except NftDied:
+            raise
         except KernelRefused:
             if self.flags() is None:
                 return None  # somebody has deleted it between
-            if elements or self._misled:
-                raise
-            # nft 1.0.6 stumbles over a table that has one flag (nft_flags); this must be another program's.
-            self._misled = True
-            return await self.list_table(elements=False)
-        return found and found._replace(flags=flags)
+            raise
+        return found and found._replace(flags=tables[ruleset.TABLE])
 
     async def _listing(self, flags: int, text: str) -> Listed | None:
         """Raises KernelRefused, also where nft writes what is no JSON."""
@@ -111,10 +104,13 @@ class Nft:
 
     def flags(self) -> ruleset.Flags | None:
         """The flags of our table by the kernel's own word; None where there is no table. Raises KernelRefused."""
+        return self._tables().get(ruleset.TABLE)
+
+    def _tables(self) -> dict[str, ruleset.Flags]:
         try:
-            return nft_flags.of_table(ruleset.TABLE)
+            return nft_flags.of_tables()
         except OSError as error:
-            raise KernelRefused(f"the table's flags cannot be read: {error.strerror or error}") from None
+            raise KernelRefused(f"tables cannot be read: {error.strerror or error}") from None
 
     async def allows(self, text: str) -> str | None:
         """Let nft and the kernel check text without applying it; None, or why they refuse it. Raises NftDied."""

@@ -6,7 +6,9 @@ needed; clients say whether the forwarding goes on, and the log and the processe
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import socket
 import struct
 import time
@@ -135,6 +137,36 @@ def test_a_downgrade_is_adopted(lab: Lab, left_behind: None, start: Start) -> No
     assert "adopted table" in daemon.log[seen:], "the second start meets nothing unusual"
     assert daemon.stop() == 0
     assert daemon.table() == {}
+
+
+@pytest.mark.usefixtures("old")
+def test_such_a_table_in_the_place_of_ours_is_made_anew(lab: Lab, start: Start) -> None:
+    """Another program puts it there while the daemon runs, but looks away."""
+    daemon = start(web())
+    elements, seen = daemon.elements("any4"), len(daemon.log)
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        lab.host.run(["nft", "delete table inet nfportd"])
+        owned_table(lab, "nfportd").close()
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+    daemon.wait_for("repaired: ", seen)
+    assert daemon.elements("any4") == elements
+    with client(daemon) as api:
+        assert api.get("/v1/status")["table"] == "intact"
+
+
+def test_a_table_that_sleeps_is_woken_by_a_start(lab: Lab, start: Start) -> None:
+    """nft 1.0.6 lists its one flag as garbage."""
+    daemon = start(web())
+    for _ in range(2):
+        daemon.kill9()
+        lab.host.nft("table inet nfportd { flags dormant; }")
+        assert lab.outside.ask(OWN, PORT, timeout=0.3).outcome == "refused"
+        daemon.start()
+        assert Load(lab.outside, OWN, PORT, count=1).end(wait=True).failed == 0
+        with client(daemon) as api:
+            assert api.get("/v1/status")["table"] == "intact"
 
 
 def _flagged(lab: Lab) -> None:

@@ -477,7 +477,7 @@ def room() -> Iterator[Room]:
 
 
 EASY = settings(deadline=None, suppress_health_check=list(HealthCheck), report_multiple_bugs=False)
-SHORT = settings(EASY, max_examples=6, stateful_step_count=14, derandomize=True, phases=[Phase.generate])
+SHORT = settings(EASY, max_examples=5, stateful_step_count=14, derandomize=True, phases=[Phase.generate])
 LONG = settings(EASY, max_examples=EXAMPLES or 1, stateful_step_count=30, print_blob=True)
 
 
