@@ -80,16 +80,16 @@ class Table:
         if lacking:
             _log.info("no flags owner, persist here (%s): other programs can change the table", lacking)
         try:
+            flags = self._nft.flags()
+            # A table that was made without an owner keeps having none.
+            self._flags = ruleset.OWNED if can_own and (flags is None or "persist" in flags) else ()
             found = await self._read()
             if found is None:
-                self._flags = ruleset.OWNED if can_own else ()
                 # Before everything else, for its loopback guard must stand when sysctls open the loopback.
                 await self._anew()
                 return
-            if can_own and "persist" in found.flags:
-                # The kernel takes the flag owner away when an owner ends; so nobody else writes from here on.
-                self._flags = ruleset.OWNED
-                await self._own()
+            # The kernel takes the flag owner away when an owner ends; so nobody else writes from here on.
+            await self._own()
             self._take_over(found)
             if self._prologue and not ruleset.sets_to_replace(found):
                 # The same order; only sets that are made anew wait for the delta that fills them.
@@ -100,11 +100,13 @@ class Table:
         count = sum(map(len, found.elements.values()))
         how = "; its sets are of another version and are made anew" if self._prologue else ""
         _log.info("adopted table inet %s with %d elements%s", ruleset.TABLE, count, how)
-        if can_own and "persist" not in found.flags:
+        if can_own and not self.owned:
             _log.info("the table keeps having no owner; it gets one when it is made anew, after a stop")
 
     async def _read(self) -> ruleset.Listed | None:
         """Our table, or None, where it is missing or must be made anew."""
+        if not await self._usable():
+            return None
         try:
             return await self._nft.list_table()
         except NftDied:
@@ -112,10 +114,23 @@ class Table:
         try:
             return await self._nft.list_table()
         except NftDied as died:
-            # nft 1.0.6 crashes on a table that nft 1.1.3 gave an owner (the flag persist); it can still delete it.
-            _log.warning("the table cannot be listed (%s); it is made anew", died)
-            self._unreadable = f"delete table inet {ruleset.TABLE}\n"
+            self._condemn(f"cannot be listed ({died})")
             return None
+
+    async def _usable(self) -> bool:
+        """See that nft can list and change the table that is there; False where it must be made anew for that."""
+        flags = self._nft.flags() or ()
+        if strange := set(flags) - {"dormant", *self._flags}:
+            # nft 1.0.6 knows neither; and the kernel lets nobody change a table who leaves its flags out.
+            self._condemn(f"has flags of a newer nft ({', '.join(sorted(strange))})")
+            return False
+        if "dormant" in flags:
+            await self._nft.run(ruleset.empty_table(self._flags))
+        return True
+
+    def _condemn(self, why: str) -> None:
+        _log.warning("the table %s; it is made anew", why)
+        self._unreadable = f"delete table inet {ruleset.TABLE}\n"
 
     async def _anew(self) -> None:
         """Write the skeleton now; where it takes the place of a table, with the first delta, which fills it."""
@@ -142,8 +157,7 @@ class Table:
         self.elements = found.elements
         self._prologue = ""
         self._skeleton = found.skeleton
-        odd = "dormant" in found.flags or ruleset.has_others(found)
-        if odd or found.fingerprint != ruleset.fingerprint(self._mark_bit, found):
+        if ruleset.has_others(found) or found.fingerprint != ruleset.fingerprint(self._mark_bit, found):
             self._prologue = ruleset.refill(found, self._mark_bit, self._flags)
 
     async def follow(self, drift: Drift) -> bool:
@@ -171,10 +185,11 @@ class Table:
         return bool(drift.emptied or self._prologue)
 
     async def _follow_skeleton(self) -> None:
-        found = await self._nft.list_table(elements=False)
+        found = await self._nft.list_table(elements=False) if await self._usable() else None
         if found is None:
             self._forget()
-        elif found.skeleton != self._skeleton or found.flags != self._flags:
+        else:
+            # Also where it is as it was listed after our last write: that may have come before the listing.
             self._prologue = ruleset.refill(found, self._mark_bit, self._flags)
             for name in {*ruleset.sets_to_replace(found), *(self.elements.keys() - found.sets.keys())}:
                 self.elements[name] = {}
@@ -255,10 +270,11 @@ class Table:
 
     async def state(self) -> State:
         """What has become of the table, its elements apart. Costs the same at any number of mappings."""
-        found = await self._nft.list_table(elements=False)
-        if found is None:
+        flags = self._nft.flags()
+        if flags is None:
             return "missing"
-        return "intact" if found.skeleton == self._skeleton and found.flags == self._flags else "changed"
+        found = await self._nft.list_table(elements=False) if flags == self._flags else None
+        return "intact" if found and found.skeleton == self._skeleton else "changed"
 
     async def holds(self, elements: dict[Slot, Parts | None]) -> bool:
         """Whether the kernel has these elements with these values; two dry runs, for nft lists no chosen elements."""

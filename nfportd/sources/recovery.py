@@ -6,6 +6,7 @@ the elements serve on under an owner of their own until somebody claims their ke
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping as AbstractMapping
@@ -39,8 +40,11 @@ async def promised(store: Store, elements: Elements) -> Promised:
     """What the store holds and is not over; after a loss, also what the kernel holds, as the owner recovered:store."""
     held, lost = await store.load()
     now = time.time()
-    for owner in [owner for owner, each in held.items() if _over(each.content, now)]:
+    over = [owner for owner, each in held.items() if _over(each.content, now)]
+    for owner in over:
         del held[owner]
+    with contextlib.suppress(NotStored):  # then they are over at the next start too
+        await store.keep(dict.fromkeys(over))
     if lost:
         found = Content(mappings=dict.fromkeys(from_elements(elements), 0))
         held[RECOVERED] = Held(found, now)

@@ -36,32 +36,11 @@ from nfportd.wishes import Content, Held, Outcome, Waiting, Wish
 from tests.lab import Lab
 from tests.netns import Namespace
 from tests.properties import model
+from tests.properties.model import LINKS, NETWORK
 from tests.properties.strategies import OWNERS, Wishes, elements, files
 from tests.unit.reading import mapping
 
 T = TypeVar("T")
-
-#: On-link prefixes of the host and their links: nested, side by side, and of full length.
-LINKS = {
-    "10.88.0.0/24": "br0",
-    "10.88.0.11/32": "br0",
-    "10.88.0.128/25": "br1",
-    "10.88.1.2/32": "br1",
-    "fd88::/64": "br0",
-    "fd88:0:0:1::2/128": "br1",
-}
-NETWORK = """\
-addr add 10.88.0.1/24 dev br0
-addr add fd88::1/64 dev br0 nodad
-route add 10.88.0.11/32 dev br0
-route add 10.88.0.128/25 dev br1
-route add 10.88.1.2/32 dev br1
-route add fd88:0:0:1::2/128 dev br1
-route add default via 10.88.0.254
-route add default via fd88::fe
-addr add 192.0.2.1/32 dev lo
-addr add 2001:db8::1/128 dev lo
-"""
 
 
 class Inside:
