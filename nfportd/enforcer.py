@@ -232,9 +232,14 @@ class Enforcer:
         local = self._topology.network.addresses
         stale = list(flows.stale(moved, endpoint, local))
         barred = list(flows.barred(flows.narrowed(change), self._follows, endpoint, local))
-        if stale or barred:
+        if not stale and not barred:
+            return
+        if touched:
             await self._conntrack.delete(stale, barred)
-            self._watcher.flushed(len(stale) + len(barred))
+        else:
+            # Nobody waits for an answer, but the next repair would.
+            self._conntrack.delete_later(stale, barred)
+        self._watcher.flushed(len(stale) + len(barred))
 
     def _follows(self, key: Key) -> Mapping | None:
         holder = self._desired.holder(key)

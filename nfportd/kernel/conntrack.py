@@ -9,6 +9,7 @@ takes 0.2 to 0.6 ms with 262,144 buckets, so for very many keys at once one dump
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import socket
@@ -44,16 +45,34 @@ class Conntrack:
 
     def __init__(self) -> None:
         self._sockets: dict[Family, AsyncNFCTSocket] = {}
+        self._turn = asyncio.Lock()
+        self._due: dict[StaleFlows | Barred, None] = {}
+        self._working: asyncio.Task[None] | None = None
 
     def close(self) -> None:
         """Close the sockets."""
+        if self._working:
+            self._working.cancel()
         for sock in self._sockets.values():
             sock.close()
 
     async def delete(self, stale: Sequence[StaleFlows], barred: Sequence[Barred] = ()) -> None:
         """Delete the entries that match any of these. A refusal is logged, and the rest goes on."""
-        await self._delete_barred(barred)
-        await self._delete_stale(stale)
+        async with self._turn:
+            await self._delete_barred(barred)
+            await self._delete_stale(stale)
+
+    def delete_later(self, stale: Sequence[StaleFlows], barred: Sequence[Barred]) -> None:
+        """The same, without waiting for it: a dump of thousands of flows takes a second."""
+        self._due |= dict.fromkeys([*stale, *barred])
+        if self._working is None or self._working.done():
+            self._working = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        while self._due:
+            due, self._due = self._due, {}
+            stale = [each for each in due if isinstance(each, StaleFlows)]
+            await self.delete(stale, [each for each in due if isinstance(each, Barred)])
 
     async def _delete_barred(self, barred: Sequence[Barred]) -> None:
         """Delete translated entries by their source, from dumps of their ports."""
