@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable
 
 from nfportd.drift import Drift, Reader
+from nfportd.errors import NotPossible
 
 _log = logging.getLogger(__name__)
 
@@ -30,19 +31,28 @@ _DATAGRAM = 1 << 18
 
 class NftMonitor:
     """The nftables notifications of the network namespace in which this is made; `wake` is called with news of our
-    table, `stirred` when somebody else has changed anything at all."""
+    table, `stirred` when somebody else has changed anything at all. Raises NotPossible where nobody may listen."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._reader = Reader()
         #: Set with each transaction of somebody else, also one that leaves our table alone.
         self.stirred = asyncio.Event()
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER)
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER)
+        except OSError as error:
+            raise NotPossible(f"the kernel gives no netlink socket for nftables: {error.strerror}") from None
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         except PermissionError:
             _log.debug("the kernel keeps fewer notifications for us")
-        self._socket.bind((0, _GROUP))
+        try:
+            self._socket.bind((0, _GROUP))
+        except OSError as error:
+            self._socket.close()
+            raise NotPossible(
+                f"nftables cannot be used: {error.strerror}; it takes CAP_NET_ADMIN and nf_tables"
+            ) from None
         asyncio.get_running_loop().add_reader(self._socket, self._drain)
 
     def close(self) -> None:

@@ -6,11 +6,8 @@ and the number that may fail is 0.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -145,7 +142,7 @@ def test_the_watchdog_ends_a_process_that_stands_still(stopped: Machine, lab: La
     assert any("Watchdog timeout" in entry["MESSAGE"] for entry in stopped.journal("UNIT=nfportd.service"))
 
 
-def test_the_watchdog_sees_a_thread_of_nft_that_stands_still(stopped: Machine, lab: Lab) -> None:
+def test_the_watchdog_sees_a_libnftables_that_stands_still(stopped: Machine, lab: Lab) -> None:
     stopped.change_unit("[Service]\nWatchdogSec=1s\nTimeoutAbortSec=1s\n")
     stopped.systemctl("start", "nfportd")
     publish(stopped)
@@ -153,36 +150,14 @@ def test_the_watchdog_sees_a_thread_of_nft_that_stands_still(stopped: Machine, l
     time.sleep(1.5)  # longer than the watchdog takes
     alive_before = stopped.main
 
-    threads = [task for task in Path(f"/proc/{old}/task").iterdir() if "nft" in (task / "comm").read_text()]
-    stop_thread(int(threads[0].name) if threads else thread_of_nft(old))
+    (child,) = Path(f"/proc/{old}/task/{old}/children").read_text().split()
+    os.kill(int(child), signal.SIGSTOP)
     restarted(stopped, old)
 
     assert alive_before == old
     assert lab.client.ask(OWN, ASKED).outcome == "answered"
     stacks = "\n".join(str(entry["MESSAGE"]) for entry in stopped.journal("_COMM=nfportd"))
     assert "most recent call first" in stacks
-
-
-def thread_of_nft(pid: int) -> int:
-    """The first thread after the main one: nft's is the first that is made."""
-    return sorted(int(task.name) for task in Path(f"/proc/{pid}/task").iterdir())[1]
-
-
-def stop_thread(tid: int) -> None:
-    """Stop one thread and no other, as a debugger does; when it dies it is buried."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    seize, interrupt = 0x4206, 0x4207
-    for request in (seize, interrupt):
-        if libc.ptrace(request, tid, None, None):
-            raise OSError(ctypes.get_errno(), "ptrace")
-    threading.Thread(target=bury, args=(tid,), daemon=True).start()
-
-
-def bury(tid: int) -> None:
-    every_kind = 0x40000000  # __WALL
-    with contextlib.suppress(ChildProcessError):
-        while not os.WIFSIGNALED(os.waitpid(tid, every_kind)[1]):
-            pass
 
 
 def test_a_reload_returns_when_the_files_are_in_force(service: Machine, lab: Lab) -> None:
