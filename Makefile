@@ -37,7 +37,7 @@ define install
 	fi
 endef
 
-.PHONY: help demo test test-runtimes test-trixie lint bench run install uninstall deb deb-trixie manual lock
+.PHONY: help demo test test-runtimes test-trixie chaos soak lint bench run install uninstall deb deb-trixie manual lock
 .PHONY: venv packages clean
 
 help: ## this text
@@ -57,6 +57,12 @@ test-runtimes: venv ## containerd, podman, nspawn and LXC publish ports here (ro
 
 test-trixie: venv ## the test suite on Debian 13 userland: nft 1.1.3, Python 3.13 (root)
 	tests/trixie.sh $(PYTEST_ARGS)
+
+chaos: venv ## faults of all kinds under traffic and requests for ten minutes (root); CHAOS_SEED, CHAOS_SECONDS
+	CHAOS_SECONDS=$${CHAOS_SECONDS:-600} $(BIN)/python -m pytest -x -s tests/chaos $(PYTEST_ARGS)
+
+soak: venv ## a million changes: memory and descriptors must stay flat (root; half an hour)
+	$(BIN)/python -m bench.soak
 
 lint: venv ## ruff check, ruff format --check, mypy --strict
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""`make bench-repair`: how long what others have undone stays undone, among few and many mappings.
+"""`make bench`: how long what others have undone stays undone, among few and many mappings.
 
 Must not time the start of a program, nor ask the daemon: what is undone goes to the kernel from here, the kernel says
 when another process has written, and a client then gets through. The one idea: all sizes and all kinds are measured in
