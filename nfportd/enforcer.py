@@ -81,6 +81,8 @@ class Enforcer:
         self.compare_all = True
         #: Whether what was refused may fit now.
         self.room = False
+        # Passes in a row that failed, and when, by the steady clock, one that nobody wished for may be tried again.
+        self._failures, self._not_before = 0, 0.0
 
     @property
     def topology(self) -> Topology:
@@ -96,8 +98,9 @@ class Enforcer:
         """Seconds until there is something to do without a wish; None: not until something happens."""
         if self.room:
             return 0.0
+        now = time.monotonic()
         if self._monitor.ready or self._network.changed or self._table.uncertain:
-            return self._repairs.pace.delay(time.monotonic())
+            return max(self._repairs.pace.delay(now), self._not_before - now, 0.0)
         return RETRY if self.refused or self._desired.blocked or self.compare_all else None
 
     def in_force(self, key: Key) -> bool:
@@ -120,11 +123,17 @@ class Enforcer:
         """
         self.room = False
         try:
-            return await self._enforce(touched, retried=retried)
+            refused = await self._enforce(touched, retried=retried)
         except BaseException:
             # Nobody knows how far it came.
             self._table.uncertain = self.compare_all = True
+            self._failures += 1
+            self._not_before = time.monotonic() + min(RETRY, 2.0**self._failures)
             raise
+        if self._failures:
+            _log.warning("in force again, after %d attempts that failed", self._failures)
+        self._failures, self._not_before = 0, 0.0
+        return refused
 
     async def _enforce(self, touched: Touched, *, retried: bool) -> dict[Claim, str]:
         started = time.monotonic()

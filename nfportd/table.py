@@ -105,6 +105,7 @@ class Table:
 
     async def _read(self) -> ruleset.Listed | None:
         """Our table, or None, where it is missing or must be made anew."""
+        self._unreadable = ""
         if not await self._usable():
             return None
         try:
@@ -121,7 +122,10 @@ class Table:
         """See that nft can list and change the table that is there; False where it must be made anew for that."""
         flags = self._nft.flags() or ()
         if strange := set(flags) - {"dormant", *self._flags}:
-            # nft 1.0.6 knows neither; and the kernel lets nobody change a table who leaves its flags out.
+            if "owner" in strange:
+                # The kernel takes this flag away when the owner ends.
+                raise KernelRefused(f"another process owns table inet {ruleset.TABLE}; it must delete it, or end")
+            # nft 1.0.6 does not know it; and the kernel lets nobody change a table who leaves its flags out.
             self._condemn(f"has flags of a newer nft ({', '.join(sorted(strange))})")
             return False
         if "dormant" in flags:

@@ -60,9 +60,13 @@ class Nft:
         self.died = False
 
     def close(self) -> None:
-        """End the child when it has answered what it was asked, and give up the table's ownership with its socket."""
+        """End the child when it has answered what it was asked, and give up the table's ownership with its socket.
+
+        Who asks later gets another child.
+        """
         if self._child:
             self._child.end()
+            self._child = None
 
     async def run(self, text: str) -> None:
         """Run nft text as one transaction.
