@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping as AbstractMapping
+from collections.abc import Mapping as AbstractMapping, Set as AbstractSet
 from typing import NamedTuple
 
 from nfportd import desired
 from nfportd.desired import RECOVERED, Elements
-from nfportd.model import Mapping
+from nfportd.model import Key, Mapping
 from nfportd.notation import join_port, parse_listen, parse_target
 from nfportd.sources.store import Store
 from nfportd.wishes import Content, Held, NotStored, Wish
@@ -46,7 +46,15 @@ async def promised(store: Store, elements: Elements) -> Promised:
     with contextlib.suppress(NotStored):  # then they are over at the next start too
         await store.keep(dict.fromkeys(over))
     if lost:
-        found = Content(mappings=dict.fromkeys(_from_elements(elements), 0))
+        # What the other file still knows has its owner, and must go with it.
+        owned = {
+            key
+            for owner, each in held.items()
+            if owner != RECOVERED
+            for mapping in each.content.mappings
+            for key, _ in mapping.endpoints()
+        }
+        found = Content(mappings=dict.fromkeys(_from_elements(elements, owned), 0))
         held[RECOVERED] = Held(found, now)
         try:
             await store.keep({RECOVERED: held[RECOVERED]})
@@ -64,13 +72,13 @@ def _over(content: Content, now: float) -> bool:
     return content.expires_at is not None and content.expires_at <= now
 
 
-def _from_elements(elements: Elements) -> list[Mapping]:
+def _from_elements(elements: Elements, owned: AbstractSet[Key]) -> list[Mapping]:
     found = []
     sources = desired.sources_in(elements)
     for slot in desired.all_slots(elements):
         key = desired.key_of(slot)
         endpoint = key and desired.endpoint_in(elements, key)
-        if key and endpoint and slot == desired.slots(key)[0]:
+        if key and key not in owned and endpoint and slot == desired.slots(key)[0]:
             wildcard = "0.0.0.0" if key.family == 4 else "::"
             found.append(
                 Mapping(
