@@ -13,6 +13,8 @@ PACKAGES := ca-certificates netbase nftables python3-nftables python3-venv pytho
             iproute2 conntrack procps curl systemd-container
 BUILDING := python3-hatchling
 PACKAGING := debhelper dh-python dpkg-dev python3-pip lintian
+# Whose rules the tests load beside ours; neither does anything before it is told to.
+FIREWALLS := iptables ufw
 # Where `make install` puts programs, units and pages; the modules go to /opt/nfportd.
 PREFIX := /usr/local
 # For example: make test PYTEST_ARGS='-k hairpin -x'
@@ -37,8 +39,8 @@ define install
 	fi
 endef
 
-.PHONY: help demo test test-runtimes test-trixie lint bench run install uninstall deb deb-trixie manual lock
-.PHONY: venv packages clean
+.PHONY: help demo test test-runtimes test-trixie lint audit fuzz chaos soak bench run install uninstall deb deb-trixie
+.PHONY: manual lock venv packages clean
 
 help: ## this text
 	@sed -nE 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -46,7 +48,7 @@ help: ## this text
 demo: venv ## publish ports of a small network made of namespaces, and show each connection (root)
 	@$(BIN)/python -m tests.demo
 
-test: PACKAGES += $(BUILDING) $(PACKAGING)
+test: PACKAGES += $(BUILDING) $(PACKAGING) $(FIREWALLS)
 test: lint ## ruff, mypy and the test suite (root: it makes network namespaces)
 	$(PYTEST) tests $(WITHOUT) -m 'not alone' $(PYTEST_ARGS) || [ $$? = 5 ] # 5: nothing of it was asked for
 	$(BIN)/python -m pytest tests $(WITHOUT) -m alone $(PYTEST_ARGS) || [ $$? = 5 ]
@@ -58,10 +60,27 @@ test-runtimes: venv ## containerd, podman, nspawn and LXC publish ports here (ro
 test-trixie: venv ## the test suite on Debian 13 userland: nft 1.1.3, Python 3.13 (root)
 	tests/trixie.sh $(PYTEST_ARGS)
 
-lint: venv ## ruff check, ruff format --check, mypy --strict
+chaos: venv ## faults of all kinds under traffic and requests for ten minutes (root); CHAOS_SEED, CHAOS_SECONDS
+	CHAOS_SECONDS=$${CHAOS_SECONDS:-600} $(BIN)/python -m pytest -x -s tests/chaos $(PYTEST_ARGS)
+
+soak: venv ## a million changes: memory and descriptors must stay flat (root; half an hour)
+	$(BIN)/python -m bench.soak
+
+lint: venv ## ruff check, ruff format --check, mypy --strict, bandit
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/bandit -q -r nfportd -c pyproject.toml
+
+audit: venv ## known vulnerabilities of what install and deb bring along (asks a service)
+	@$(BIN)/pip-audit --strict --no-deps --disable-pip -r packaging/requirements.lock || { \
+	    echo "make audit: where no vulnerability is named above, the service did not tell of each package, and"; \
+	    echo "nothing is proved: run it where the service can be reached."; exit 1; }
+
+FUZZ_SECONDS := 600
+FUZZ_SEED :=
+fuzz: venv ## all fuzzers with new seeds for FUZZ_SECONDS (root); FUZZ_SEED repeats a round
+	$(BIN)/python -m tests.fuzz $(FUZZ_SECONDS) $(FUZZ_SEED)
 
 bench: venv ## measure what the README claims (root)
 	$(BIN)/python -m bench

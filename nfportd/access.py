@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import Annotated, NamedTuple
 
-from pydantic import ConfigDict, PlainValidator, WithJsonSchema, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic.dataclasses import dataclass as validated
 
 from nfportd.errors import NfportdError
@@ -46,16 +46,23 @@ def _ports(value: object) -> Ports:
 
 
 _PortsField = Annotated[Ports, PlainValidator(_ports), WithJsonSchema({"type": ["string", "integer"]})]
+_Id = Annotated[int, Field(strict=True, ge=0, lt=2**32 - 1)]
 _Prefix = Annotated[str, PlainValidator(parse_source), WithJsonSchema({"type": "string"})]
+
+
+def _some(prefixes: tuple[str, ...]) -> tuple[str, ...]:
+    if not prefixes:
+        raise ValueError("the list is empty, which would grant any; leave the key out for that")
+    return prefixes
 
 
 @validated(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Rule:
     """What callers with a uid or gid may do. Keys that are left out do not restrict."""
 
-    uid: int | None = None
+    uid: _Id | None = None
     """Of this user's processes."""
-    gid: int | None = None
+    gid: _Id | None = None
     """Of the processes with this group, primary or supplementary."""
     write: bool = False
     """`true`: may publish and withdraw; `false`: may only look."""
@@ -65,9 +72,9 @@ class Rule:
     """Listen ports: a list of ports and ranges."""
     protocols: tuple[Protocol, ...] = tuple(Protocol)
     """A list of `tcp`, `udp` and `sctp`."""
-    listen: tuple[_Prefix, ...] = ()
+    listen: Annotated[tuple[_Prefix, ...], AfterValidator(_some)] = ()
     """Prefixes that hold the listen address; with them, a port on every address is refused. Left out: any."""
-    targets: tuple[_Prefix, ...] = ()
+    targets: Annotated[tuple[_Prefix, ...], AfterValidator(_some)] = ()
     """Prefixes that hold each target. Left out: any."""
 
     @model_validator(mode="after")

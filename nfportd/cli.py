@@ -171,7 +171,8 @@ def status(client: Client, as_json: bool) -> None:
     Example:
       nfportctl status || mail -s "$(hostname): ports are not in force" root </dev/null
 
-    Exit status: 0 all is in force, 1 a mapping is not or a drop-in is broken, 3 the daemon does not answer.
+    Exit status: 0 all is in force, 1 a mapping is not, a drop-in is broken or others' rules stop connections, 3 the
+    daemon does not answer.
     """
     found = client.get("/v1/status")
     if as_json:
@@ -179,6 +180,7 @@ def status(client: Client, as_json: bool) -> None:
     else:
         _print(printing.status(found, datetime.now(UTC)))
     intact = found["table"] == "intact" and not found["repairs"]["fight"]
+    intact = intact and not any(each["certain"] for each in found["forwarding"])
     if not intact or found["conflicts"] or found["refused"] or any(found["files"].values()):
         sys.exit(EXIT_WRONG)
 
@@ -260,7 +262,7 @@ def oci_hook_command(client: Client) -> None:
       podman inspect -f '...' NAME | nfportctl oci-hook     # any engine: JSON with id, pid and annotations
     """
     try:
-        oci_hook.publish(client, sys.stdin.read())
+        oci_hook.publish(client, sys.stdin.buffer.read())
     except NfportdError as error:
         # Some runtimes (crun) show nobody what a hook prints.
         syslog.openlog("nfportctl", facility=syslog.LOG_DAEMON)

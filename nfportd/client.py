@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import socket
+import struct
 from collections.abc import Callable, Iterator, Mapping as AbstractMapping
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -56,8 +58,11 @@ class _Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.settimeout(self.timeout)
+            if self.timeout:
+                # A blocking connect waits in line where the backlog is full; one with Python's timeout fails at once.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", math.ceil(self.timeout), 0))
             sock.connect(self._path)
+            sock.settimeout(self.timeout)
         except OSError:
             sock.close()
             raise
@@ -200,7 +205,7 @@ class Client:
                 why = "there is no such socket; is nfportd running (systemctl status nfportd)?"
             case ConnectionRefusedError():
                 why = "nobody listens on it; is nfportd running (systemctl status nfportd)?"
-            case TimeoutError():
+            case TimeoutError() | BlockingIOError():
                 why = f"no answer within {self._timeout:.0f} s; its log may say why (journalctl -u nfportd)"
             case http.client.RemoteDisconnected() | http.client.IncompleteRead() | ConnectionError():
                 why = "the daemon went away before it answered; what was asked for may be in force or not, ask again"

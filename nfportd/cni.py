@@ -28,10 +28,9 @@ DEFAULT_SOCKET = "/run/nfportd/nfportd.sock"
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 OWNERS = "/v1/owners/"
 #: Seconds for one answer of the daemon; a transaction of 65,000 elements takes one.
-TIMEOUT = 20.0
-#: Seconds for which ADD waits for a port that another container holds, for that one may be going.
-PATIENCE = 2.0
-_PAUSE = 0.05
+_TIMEVAL = (20).to_bytes(8, sys.byteorder) + bytes(8)
+#: Seconds for which ADD waits for a port that another container holds, for that one may be going; and between tries.
+PATIENCE, _PAUSE = 2.0, 0.05
 
 # Error codes of the CNI specification, and from 100 on our own.
 INCOMPATIBLE, UNSUPPORTED, ENVIRONMENT, UNREADABLE, UNDECODABLE, INVALID = 1, 2, 4, 5, 6, 7
@@ -40,14 +39,13 @@ PORT_TAKEN, DENIED, REFUSED, NOT_IN_FORCE = 101, 102, 103, 104
 
 #: What the daemon's problems mean here (docs/api.md); any other one says that the configuration is wrong.
 _CODES = {"conflict": PORT_TAKEN, "port-in-use": PORT_TAKEN, "denied": DENIED, "not-found": NOT_IN_FORCE}
-_CODES |= {"kernel-refused": REFUSED, "storage": REFUSED, "internal": REFUSED}
+_CODES |= {"kernel-refused": REFUSED, "storage": REFUSED, "internal": REFUSED, "overloaded": TRY_AGAIN}
 
 # What the verbs need of the environment, and the first version whose configurations may ask for them.
 _ATTACHMENT = ("CNI_CONTAINERID", "CNI_IFNAME")
 _NEEDS = {"ADD": (*_ATTACHMENT, "CNI_NETNS"), "CHECK": (*_ATTACHMENT, "CNI_NETNS"), "DEL": _ATTACHMENT}
 _NEEDS |= {"GC": (), "STATUS": (), "VERSION": ()}
 _SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
-
 
 #: Characters of the names that the specification lets networks and containers have, and that owners can have.
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
@@ -72,7 +70,7 @@ def main() -> int:
     try:
         verb = _verb()
         if verb == "VERSION":
-            _print({"cniVersion": version, "supportedVersions": VERSIONS})
+            _print(_written({"cniVersion": version, "supportedVersions": VERSIONS}))
             return 0
         config = _config()
         version = _version(config, verb)
@@ -80,9 +78,11 @@ def main() -> int:
             _VERBS[verb](config)
         except Away as away:
             raise Failure(NOT_AVAILABLE if verb == "STATUS" else TRY_AGAIN, str(away)) from None
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise Failure(REFUSED, f"{verb} cannot go on with what it was told", repr(error)) from None
     except Failure as failure:
-        error: Json = {"cniVersion": version, "code": failure.code, "msg": failure.message}
-        _print(error | ({"details": failure.details} if failure.details else {}))
+        told: Json = {"cniVersion": version, "code": failure.code, "msg": failure.message[:1000]}
+        _print(_written(told | ({"details": failure.details[:1000]} if failure.details else {})))
         return 1
     return 0
 
@@ -91,9 +91,10 @@ def add(config: Json) -> None:
     """Publish the container's ports, then hand on the result of the plugins before."""
     result = _result(config)
     owner, mappings = _owner(config), _mappings(config, result)
+    answer = _written({"cniVersion": config["cniVersion"], **result})  # fails before anything is published
     if mappings:
         _publish(config, owner, {"mappings": mappings, "netns": os.environ["CNI_NETNS"]})
-    _print({"cniVersion": config["cniVersion"], **result})
+    _print(answer)
 
 
 def delete(config: Json) -> None:
@@ -110,8 +111,7 @@ def delete(config: Json) -> None:
 
 def check(config: Json) -> None:
     """Fail where the daemon or the kernel has not what ADD published."""
-    wanted = _mappings(config, _result(config))
-    if not wanted:
+    if not (wanted := _mappings(config, _result(config))):
         return
     owner = _owner(config)
     status, answer = _ask(config, "GET", f"{OWNERS}{owner}?verify=true")
@@ -132,8 +132,8 @@ def collect(config: Json) -> None:
         raise Failure(INVALID, "cni.dev/valid-attachments is missing; without it every container would be gone")
     prefix = f"cni:{config['name']}/"
     try:
-        attachments = config["cni.dev/valid-attachments"] or []
-        valid = [f"{prefix}{each['containerID']}/{each['ifname']}" for each in attachments]
+        attachments = _typed(config["cni.dev/valid-attachments"], list, "cni.dev/valid-attachments")
+        valid = [prefix + each["containerID"] + "/" + each["ifname"] for each in attachments]
     except (TypeError, KeyError, AttributeError):
         raise Failure(INVALID, "cni.dev/valid-attachments is no list of containerID and ifname") from None
     status, answer = _ask(config, "POST", "/v1/gc", {"prefix": prefix, "valid": valid})
@@ -153,8 +153,8 @@ def status(config: Json) -> None:
 _VERBS = {"ADD": add, "DEL": delete, "CHECK": check, "GC": collect, "STATUS": status}
 
 
-def _print(found: Json) -> None:
-    sys.stdout.write(_written(found) + "\n")
+def _print(answer: str) -> None:
+    sys.stdout.write(answer + "\n")
 
 
 def _remark(text: str) -> None:
@@ -229,14 +229,12 @@ def _mappings(config: Json, result: Json) -> list[Json]:
     if not ports:
         return []
     masquerade = _masquerade(config)
-    addresses = _addresses(result)
-    if not addresses:
+    if not (addresses := _addresses(result)):
         raise Failure(INVALID, f"prevResult has no address of {os.environ['CNI_IFNAME']} to publish ports of")
     named = {"name": pod} if (pod := _pod()) else {}
     found = []
     for (host, protocol, first, to), count in _ranges(ports):
-        targets = _targets(host, addresses, count, to)
-        if targets:
+        if targets := _targets(host, addresses, count, to):
             listen = _place(host, first, count)
             found.append({**named, "listen": listen, "protocol": [protocol], "targets": targets, **masquerade})
     return found
@@ -252,17 +250,19 @@ def _port(asked: object) -> Port:
     """One entry of portMappings. A hostIP of 0.0.0.0 or :: is every address of its family."""
     # containerd writes HostPort, as Go reads it: names count in any case.
     entry = {name.lower(): value for name, value in _typed(asked, dict, "an entry of portMappings").items()}
+    if len(entry) < len(asked):  # type: ignore[arg-type]
+        raise Failure(INVALID, "an entry of portMappings has a key twice, in two spellings")
     numbers = []
     for name in ("hostPort", "containerPort"):
         number = entry.get(name.lower())
         if type(number) is not int or not 0 < number < 65536:
             raise Failure(INVALID, f"{name} is {number!r}; ports are 1 to 65535")
         numbers.append(number)
-    protocol = str(entry.get("protocol") or "tcp").lower()
+    wanted, host = (None if entry.get(name) == "" else entry.get(name) for name in ("protocol", "hostip"))
+    protocol = "tcp" if wanted is None else str(wanted).lower()
     if protocol not in ("tcp", "udp", "sctp"):
-        raise Failure(INVALID, f"protocol is {entry['protocol']!r}; protocols are tcp, udp and sctp")
-    host = entry.get("hostip")
-    return _address(host) if host else "", protocol, numbers[0], numbers[1]
+        raise Failure(INVALID, f"protocol is {wanted!r}; protocols are tcp, udp and sctp")
+    return "" if host is None else _address(host), protocol, numbers[0], numbers[1]
 
 
 def _address(text: object) -> str:
@@ -293,13 +293,12 @@ def _addresses(result: Json) -> list[str]:
     """The container's first IPv4 and first IPv6 address, by the rules of each version of results."""
     found: list[str] = []
     try:
-        for name in ("ip4", "ip6"):
-            if config := result.get(name):
-                found.append(config["ip"])
+        found += [result[name]["ip"] for name in ("ip4", "ip6") if result.get(name)]
         interfaces = result.get("interfaces") or []
         for each in result.get("ips") or []:
             place = each.get("interface")
-            if place is None or not 0 <= place < len(interfaces) or _is_ours(interfaces[place]):
+            of = interfaces[place] if place is not None and 0 <= place < len(interfaces) else None
+            if of is None or (of["name"] == os.environ["CNI_IFNAME"] and of.get("sandbox")):
                 found.append(each["address"])
         found = [each.partition("/")[0] for each in found]
     except (TypeError, KeyError, AttributeError) as error:
@@ -308,15 +307,10 @@ def _addresses(result: Json) -> list[str]:
     return [by_family[key] for key in sorted(by_family)]
 
 
-def _is_ours(interface: Json) -> bool:
-    return bool(interface["name"] == os.environ["CNI_IFNAME"] and interface.get("sandbox"))
-
-
 def _targets(host: str, addresses: list[str], count: int, to: int) -> list[str]:
     targets = [_place(each, to, count) for each in addresses if not host or (":" in each) == (":" in host)]
     if not targets and host not in ("0.0.0.0", "::"):
-        family = "IPv6" if ":" in host else "IPv4"
-        raise Failure(INVALID, f"hostIP is {host}, and the container has no {family} address")
+        raise Failure(INVALID, f"hostIP is {host}, and the container has no IPv{6 if ':' in host else 4} address")
     return targets
 
 
@@ -340,16 +334,15 @@ def _masquerade(config: Json) -> Json:
 
 def _pod() -> str:
     """The pod's name where Kubernetes' runtimes tell it, for people who read the daemon's messages."""
-    pairs = (each.partition("=") for each in os.environ.get("CNI_ARGS", "").split(";"))
-    told = {name: value for name, _, value in pairs}
+    told = dict(each.split("=", 1) for each in os.environ.get("CNI_ARGS", "").split(";") if "=" in each)
     pod = f"{told.get('K8S_POD_NAMESPACE', '')}/{told.get('K8S_POD_NAME', '')}"
     return pod if pod.isprintable() and not pod.startswith("/") and not pod.endswith("/") else ""
 
 
 def _essence(mapping: Json) -> tuple[str, str, tuple[str, ...], str]:
     """What CHECK compares of a mapping."""
-    protocol, targets = mapping["protocol"], mapping["targets"]
-    return str(mapping["listen"]), protocol[0], tuple(targets), mapping.get("masquerade", "auto")
+    masquerade = mapping.get("masquerade", "auto")
+    return str(mapping["listen"]), mapping["protocol"][0], tuple(mapping["targets"]), masquerade
 
 
 def _publish(config: Json, owner: str, body: Json) -> None:
@@ -403,25 +396,32 @@ def _ask(config: Json, method: str, path: str, body: Json | None = None) -> tupl
     head = "\r\n".join([*lines, "Content-Type: application/json", "", ""])
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        sock.settimeout(TIMEOUT)
-        sock.connect(place)
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, _TIMEVAL)
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, _TIMEVAL)
+        sock.connect(place)  # waits in line where the backlog is full; with settimeout() it would fail at once
         sock.sendall(head.encode() + content)
         received = b"".join(iter(lambda: sock.recv(65536), b""))
         first, _, text = received.partition(b"\r\n\r\n")
         return int(first.split(None, 2)[1]), dict(_read(text))
     except (OSError, TypeError) as error:
         raise Away(f"nfportd does not answer on {place}: {error}") from None
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, RecursionError):
         raise Away(f"nfportd went away before it answered on {place}") from None
     finally:
         sock.close()
 
 
 class _Rules:
-    """How JSON is read: as `json` reads it."""
+    """How JSON is read: as `json` reads it, but no key twice, of which others take another one."""
 
-    strict, object_hook, object_pairs_hook = True, None, None
+    strict, object_hook = True, None
     parse_int, parse_float, parse_constant = int, float, float
+
+    @staticmethod
+    def object_pairs_hook(pairs: list[tuple[str, Any]]) -> Json:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError(f"one of the keys {', '.join(found)[:80]} stands twice")
+        return found
 
 
 def _read(content: bytes) -> Any:
@@ -431,15 +431,15 @@ def _read(content: bytes) -> Any:
         found, end = _json.make_scanner(_Rules)(text, 0)  # type: ignore[arg-type]
         if end == len(text):
             return found
-    except Exception:
+    except Exception:  # nosec B110
         pass
     import json  # noqa: PLC0415 the whole package says what is wrong, or knows how this Python does it
 
-    return json.loads(text)
+    return json.loads(text, object_pairs_hook=_Rules.object_pairs_hook)
 
 
 def _written(value: Any) -> str:
-    encode = _json.make_encoder(None, str, _json.encode_basestring_ascii, None, ": ", ", ", False, False, True)
+    encode = _json.make_encoder(None, str, _json.encode_basestring_ascii, None, ": ", ", ", False, False, False)
     return "".join(encode(value, 0))
 
 

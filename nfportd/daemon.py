@@ -39,6 +39,7 @@ from nfportd.kernel.ports import LocalPorts
 from nfportd.kernel.sysctl import Sysctls
 from nfportd.messages import Message, about
 from nfportd.model import Key, listens
+from nfportd.obstacles import Obstacles
 from nfportd.reconciler import Reconciler
 from nfportd.register import Register
 from nfportd.service import Service
@@ -126,6 +127,7 @@ async def _work(kernel: Kernel, nft: Nft, store: Store, paths: Paths, settings: 
     dropins = DropIns(paths.dropins, paths.run_dir / "last-good")
     service = Service(register, kernel, nft, dropins)
     reconciler = service.reconciler = Reconciler(register, kernel, store, service.notices)
+    obstacles = service.obstacles = Obstacles(Nft(), reconciler, kernel.monitor.stirred)
     promised = await recovery.promised(store, kernel.table.elements)
     source = _Source(reconciler, dropins, service, promised)
     app = _application(reconciler, service, source, settings)
@@ -138,6 +140,7 @@ async def _work(kernel: Kernel, nft: Nft, store: Store, paths: Paths, settings: 
         asyncio.create_task(source.follow_files(server), name="drop-ins"),
         asyncio.create_task(source.follow_signal(reread), name="SIGHUP"),
         asyncio.create_task(unit.tell_status(service.notices.changed, service.summary), name="status"),
+        asyncio.create_task(obstacles.run(), name="obstacles"),
         asyncio.create_task(_live(source, reconciler), name="watchdog"),
     ]
     done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -146,6 +149,7 @@ async def _work(kernel: Kernel, nft: Nft, store: Store, paths: Paths, settings: 
     for task in rest:
         task.cancel()
     await asyncio.gather(*rest, return_exceptions=True)
+    obstacles.close()
     for task in done:
         # Only the wait for a signal ends without an error.
         task.result()
@@ -162,7 +166,8 @@ def _application(reconciler: Reconciler, service: Service, source: _Source, sett
     gids = frozenset[int]()
     with contextlib.suppress(KeyError):
         gids = frozenset({grp.getgrnam(settings.group).gr_gid})
-    access = Access(settings.access, frozenset({0, os.geteuid()}), gids)
+    trusted = frozenset({0, os.geteuid()})
+    access = Access(settings.access, trusted, gids)
     services = Services(
         reconciler=reconciler,
         views=Views(reconciler),
@@ -177,7 +182,7 @@ def _application(reconciler: Reconciler, service: Service, source: _Source, sett
         metrics=service.render,
         openapi=openapi.document,
     )
-    return application(Routes(services).table(), access)
+    return application(Routes(services).table(), access, trusted)
 
 
 class _Source:

@@ -292,7 +292,7 @@ _OPTIONS = frozenset(["", "always", "never", "guarded", "open", "allowed"])
 def key_of(slot: Slot) -> Key | None:
     """The key whose element stands in a slot; None for on-link slots, and for what we never write."""
     option, _, name = slot.set.rpartition("_")
-    if name not in _TARGETS or option not in _OPTIONS:
+    if name not in _TARGETS or option not in _OPTIONS or slot.key == ("*",):
         return None
     parts = slot.key[1:] if option == "allowed" else slot.key
     protocol, port = parts[-2:]

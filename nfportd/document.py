@@ -12,12 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NoReturn
 
 import yaml
 from yaml.reader import ReaderError
 
 from nfportd.errors import InvalidInput, Problem
+from nfportd.notation import brief, describe
 
 #: A file beyond these is refused: 60,000 separate mappings fit, a bomb does not.
 MAX_BYTES = 8 * 1024 * 1024
@@ -28,7 +30,12 @@ _TOO_MANY = (
 )
 
 _TOO_DEEP = f"more than {MAX_DEPTH} levels deep; mappings need four"
-_CORE_TAGS = ("null", "bool", "int", "str", "seq", "map")
+#: What a value with one of these tags must be; any other tag has no meaning.
+_CORE_TAGS: dict[str, type] = {"null": type(None), "bool": bool, "int": int, "str": str, "seq": list, "map": dict}
+#: libyaml compares each %TAG with all before it: 100,000 of them would take a minute.
+_MAX_TAG_LINES = 16
+#: What ends a line for libyaml, whose places these are (https://yaml.org/spec/1.1/#b-char).
+_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 
 Plain = None | bool | int | str | list["Plain"] | dict[str, "Plain"]
 
@@ -80,10 +87,11 @@ def read(content: bytes, file: str) -> Node | None:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        column = error.start - content.rfind(b"\n", 0, error.start)
-        found = f"byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8"
-        raise InvalidInput([Problem(file, line, column, found)]) from None
+        found = f"byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        raise InvalidInput([Problem(file, *_after(error.object[: error.start].decode()), found)]) from None
+    if beyond := next(islice(re.finditer("%TAG", text), _MAX_TAG_LINES, None), None):
+        found = f"more than {_MAX_TAG_LINES} times %TAG; tags have no meaning here, remove them"
+        raise InvalidInput([Problem(file, *_after(text[: beyond.start()]), found)])
     reading = _Reading(file)
     try:
         return reading.document(yaml.parse(text, Loader=yaml.CSafeLoader))
@@ -92,14 +100,21 @@ def read(content: bytes, file: str) -> Node | None:
         why = f"not valid YAML: {error.problem or error.context}"
         if error.context and error.problem:
             why += f" ({error.context})"
-        raise InvalidInput([Problem(file, mark.line + 1 if mark else 0, mark.column + 1 if mark else 0, why)]) from None
+        # What is missing at the end, libyaml misses in the line after it.
+        place = min((mark.line + 1, mark.column + 1), _after(text)) if mark else (0, 0)
+        raise InvalidInput([Problem(file, *place, why)]) from None
     except ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        column = error.position - text.rfind("\n", 0, error.position)
+        before = text.encode()[: error.position].decode(errors="ignore")  # libyaml counts bytes
         why = f"character {error.character:#04x} cannot stand in YAML; remove it"
-        raise InvalidInput([Problem(file, line, column, why)]) from None
+        raise InvalidInput([Problem(file, *_after(before), why)]) from None
     except yaml.YAMLError as error:
         raise InvalidInput([Problem(file, 0, 0, f"not valid YAML: {str(error).splitlines()[0]}")]) from None
+
+
+def _after(text: str) -> tuple[int, int]:
+    """Line and column, from 1, of what comes after this text."""
+    lines = _BREAK.split(text)
+    return len(lines), len(lines[-1]) + 1
 
 
 def _place(event: yaml.Event) -> tuple[int, int]:
@@ -110,13 +125,19 @@ def _place(event: yaml.Event) -> tuple[int, int]:
 
 def _scalar(event: yaml.ScalarEvent) -> bool | int | str | None:
     text: str = event.value
-    if not event.implicit[0] or len(text) > 10:
+    plain = event.implicit[0] or _tag(event) in ("null", "bool", "int")
+    if not plain or len(text) > 10:
         return text
     if text in ("", "~", "null", "Null", "NULL"):
         return None
     if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
         return text.lower() == "true"
     return int(text) if re.fullmatch(r"[-+]?[0-9]+", text, re.ASCII) else text
+
+
+def _tag(event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> str:
+    """The name of a tag of YAML's own schema, or the tag itself; empty where there is none."""
+    return str(event.tag or "").removeprefix("tag:yaml.org,2002:")
 
 
 class _Reading:
@@ -146,17 +167,19 @@ class _Reading:
         if isinstance(event, yaml.AliasEvent):
             node = self._anchors.get(str(event.anchor))
             if node is None:
-                self._fail(event, f"alias *{event.anchor} has no anchor &{event.anchor} before it")
+                name = brief(str(event.anchor))
+                self._fail(event, f"alias *{name} has no anchor &{name} before it")
             if depth + node.height > MAX_DEPTH:
                 self._fail(event, _TOO_DEEP)
             # The same value, at the place where it is used.
             return replace(node, line=_place(event)[0], column=_place(event)[1])
         if not isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
             self._fail(event, "a value was expected here")
-        if event.tag and event.tag.removeprefix("tag:yaml.org,2002:") not in _CORE_TAGS:
-            self._fail(event, f"tag {event.tag} has no meaning here; remove it")
         if depth > MAX_DEPTH:
             self._fail(event, _TOO_DEEP)
+        if event.anchor:
+            # From here on the name means this value, which does not hold itself.
+            self._anchors.pop(event.anchor, None)
         node = Node(None, *_place(event))
         if isinstance(event, yaml.ScalarEvent):
             node.value = _scalar(event)
@@ -164,9 +187,14 @@ class _Reading:
             self._sequence(node, events, depth)
         else:
             self._mapping(node, events, depth)
+        self._check_tag(event, node)
         if event.anchor:
             self._anchors[event.anchor] = node
         return node
+
+    def _check_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, node: Node) -> None:
+        if event.tag and not isinstance(node.value, _CORE_TAGS.get(_tag(event), ())):
+            self._fail(event, f"tag {brief(event.tag)} has no meaning here; remove it")
 
     def _grow(self, node: Node, event: yaml.Event, inside: Node) -> None:
         node.size += inside.size
@@ -212,5 +240,5 @@ class _Reading:
                 merged.setdefault(key, node)
 
     def _duplicate(self, event: yaml.ScalarEvent, first: Node) -> None:
-        message = f"key {event.value!r} is written twice (its first value is in line {first.line}); remove one"
+        message = f"key {describe(event.value)} is written twice (its first value is in line {first.line}); remove one"
         self._problems.append(Problem(self._file, *_place(event), message))

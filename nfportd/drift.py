@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from nfportd import ruleset
 from nfportd.desired import ABSENT, Absent, Parts, Slot
+from nfportd.notation import brief
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _FAMILY = struct.Struct("=BBH")  # struct nfgenmsg
@@ -48,7 +49,7 @@ class Author(NamedTuple):
     pid: int
 
     def __str__(self) -> str:
-        return f"{self.name} (pid {self.pid})"
+        return f"{brief(self.name)} (pid {self.pid})"
 
 
 @dataclass(slots=True)
@@ -112,6 +113,11 @@ class Reader:
         """Whether somebody has touched our table, and everything of that transaction has been told."""
         return bool(self._drift) and not self._touched
 
+    @property
+    def pending(self) -> bool:
+        """Whether somebody has touched our table, or is just being told to have done so."""
+        return bool(self._drift) or self._touched
+
     def take(self) -> Drift:
         """What has gathered since the last time."""
         if not self.ready:
@@ -149,7 +155,7 @@ class Reader:
 def _messages(datagram: bytes) -> Iterator[tuple[int, int, memoryview]]:
     """Kind, family and attributes of each nf_tables message."""
     rest = memoryview(datagram)
-    while len(rest) >= _HEADER.size:
+    while rest:
         length, kind, *_ = _HEADER.unpack_from(rest)
         if not _HEADER.size <= length <= len(rest):
             raise ValueError("a message says that it is longer than what came")
@@ -160,7 +166,7 @@ def _messages(datagram: bytes) -> Iterator[tuple[int, int, memoryview]]:
 
 
 def _attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    while len(data) >= _ATTRIBUTE.size:
+    while data:
         length, kind = _ATTRIBUTE.unpack_from(data)
         if not _ATTRIBUTE.size <= length <= len(data):
             raise ValueError("an attribute says that it is longer than what came")

@@ -83,6 +83,11 @@ class Enforcer:
         self.room = False
 
     @property
+    def topology(self) -> Topology:
+        """What the targets in use ask of the host."""
+        return self._topology
+
+    @property
     def fight(self) -> bool:
         """Whether another program undoes again and again what is repaired."""
         return self._repairs.pace.fight
@@ -125,15 +130,15 @@ class Enforcer:
         started = time.monotonic()
         undone = await self._follow_network()
         drift = self._monitor.take()
+        gone: Elements | None = {}
         if drift or self._table.uncertain:
-            # Where elements went that no notification named, all is compared.
-            self.compare_all |= await self._table.follow(drift)
+            gone = await self._table.follow(drift)
         written = await self._table.commit(
-            lambda: self._delta_of_all() if self.compare_all else self._delta(touched, drift.elements),
-            self._delta_of_all,
-            self._label,
+            lambda: self._delta(touched, drift.elements, gone), self._delta_of_all, self._label
         )
         self.compare_all = False
+        if self._monitor.quiet():
+            self._table.caught_up()
         took = time.monotonic() - started
         if written.change or written.refused:
             self._watcher.transaction(took, ok=not written.refused)
@@ -180,8 +185,9 @@ class Enforcer:
         self.unreached = unreached
         return undone
 
-    def _delta(self, touched: Touched, drifted: Iterable[Slot]) -> Delta:
-        if self.refused:
+    def _delta(self, touched: Touched, drifted: Iterable[Slot], gone: Elements | None) -> Delta:
+        """What the touched keys and the slots of a drift need; `gone`: what was right, and went with its set."""
+        if self.refused or self.compare_all or gone is None:
             # Where a mapping was refused the kernel may hold elements of an older claim than `touched` names.
             return self._delta_of_all()
         elements = self._table.elements
@@ -190,7 +196,13 @@ class Enforcer:
         for slot in drifted:
             if key := desired.key_of(slot):
                 keys.setdefault(key, self._desired.holder(key))
-        wanted = self._desired.wanted(keys)
+        wanted: dict[Slot, Parts | Absent | None] = {
+            Slot(name, key): value
+            for name, inside in gone.items()
+            if name not in present
+            for key, value in inside.items()
+        }
+        wanted |= self._desired.wanted(keys)
         for slot in drifted:
             wanted.setdefault(slot, ABSENT)
         return self._against(present, wanted)
@@ -225,9 +237,14 @@ class Enforcer:
         local = self._topology.network.addresses
         stale = list(flows.stale(moved, endpoint, local))
         barred = list(flows.barred(flows.narrowed(change), self._follows, endpoint, local))
-        if stale or barred:
+        if not stale and not barred:
+            return
+        if touched:
             await self._conntrack.delete(stale, barred)
-            self._watcher.flushed(len(stale) + len(barred))
+        else:
+            # Nobody waits for an answer, but the next repair would.
+            self._conntrack.delete_later(stale, barred)
+        self._watcher.flushed(len(stale) + len(barred))
 
     def _follows(self, key: Key) -> Mapping | None:
         holder = self._desired.holder(key)

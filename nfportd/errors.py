@@ -48,6 +48,10 @@ class InvalidInput(NfportdError):
         super().__init__("\n".join(map(str, self.problems)))
 
 
+class Malformed(NfportdError):
+    """A body that is no JSON, or one that two readers of JSON would take in two ways."""
+
+
 class KernelRefused(NfportdError):
     """nft or the kernel said no to a transaction; nothing of it is in force. `reason` is what nft printed."""
 

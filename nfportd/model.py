@@ -171,7 +171,8 @@ _ListenField = Annotated[Listen, PlainValidator(parse_listen), WithJsonSchema(_L
 _TargetField = Annotated[Target, PlainValidator(parse_target), WithJsonSchema(_TARGET_SCHEMA)]
 _ProtocolField = Annotated[Protocol, PlainValidator(_parse_protocol), WithJsonSchema({"enum": list(Protocol)})]
 _SourceField = Annotated[str, PlainValidator(parse_source), WithJsonSchema(_SOURCE_SCHEMA)]
-_Text = Annotated[str, AfterValidator(_readable)]
+#: One line for people.
+Text = Annotated[str, AfterValidator(_readable)]
 
 
 @validated(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid", coerce_numbers_to_str=True))
@@ -181,7 +182,7 @@ class Mapping:
     What stands under a key is its text in the manual, `nfportd.yaml(5)`.
     """
 
-    name: _Text | None = None
+    name: Text | None = None
     """By this name messages call the mapping, and `nfportctl remove` takes it."""
     listen: _ListenField
     """A port (`8080`) or a range (`20000-20099`) on every address of this host, or on one: `192.0.2.1:8080`,
@@ -199,7 +200,7 @@ class Mapping:
     `never`: the client's; hairpin works only where the target's answers pass this host all the same, loopback does."""
     on_change: Literal["keep", "cut"] = "keep"
     """What becomes of running TCP connections when the target changes or goes: `keep` them, or `cut` them."""
-    comment: _Text | None = None
+    comment: Text | None = None
     """Text for people."""
     sources: Annotated[tuple[_SourceField, ...], BeforeValidator(_sources), AfterValidator(_distinct_sources)] = ()
     """Prefixes of the clients that may connect from elsewhere; others are dropped and counted. Left out: everybody."""
@@ -239,7 +240,9 @@ class Mapping:
         )
 
     def __str__(self) -> str:
-        return f'"{self.name}"' if self.name else f"{self.listen} to {', '.join(map(str, self.targets))}"
+        if self.name:
+            return f'"{self.name if len(self.name) <= 120 else self.name[:117] + "..."}"'
+        return f"{self.listen} to {', '.join(map(str, self.targets))}"
 
     def written(self) -> dict[str, Any]:
         """The mapping in the words in which it is read, with every key."""

@@ -93,6 +93,11 @@ def describe(value: object) -> str:
             return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
+def brief(text: str) -> str:
+    """A text to be repeated in a message, shortly and on one line."""
+    return describe(text)[1:-1]
+
+
 def parse_ports(text: str) -> Ports:
     """Read `80` or `8000-8099`; ValueError names what is wrong."""
     match = re.fullmatch(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?", text, re.ASCII)
@@ -103,7 +108,7 @@ def parse_ports(text: str) -> Ports:
         if not 1 <= port <= 65535:
             raise ValueError(f"port {port} is out of range; ports are 1 to 65535")
     if first > last:
-        raise ValueError(f"range {text} runs backwards; write {last}-{first}")
+        raise ValueError(f"range {first}-{last} runs backwards; write {last}-{first}")
     return Ports(first, last)
 
 
@@ -153,14 +158,18 @@ def parse_listen(value: object) -> Listen:
         return value
     text = _plain_text(value, "a port (8080), a range (20000-20099) or an address and port")
     if "/" in text and "://" not in text:
-        raise ValueError(f"{describe(text)}: the protocol has a key of its own, write protocol: {text.split('/')[1]}")
+        raise ValueError(
+            f"{describe(text)}: the protocol has a key of its own, write protocol: {brief(text.split('/')[1])}"
+        )
     if ":" not in text and "." not in text:
         return Listen(None, None, parse_ports(text))
     host, _, after = text.partition(":")
     if host.isdecimal() and after.isdecimal():
-        raise ValueError(f"{describe(text)}: listen takes this host's port, {host}; the target's port goes in targets")
+        raise ValueError(
+            f"{describe(text)}: listen takes this host's port, {brief(host)}; the target's port goes in targets"
+        )
     if host in ("", "*"):
-        raise ValueError(f"{describe(text)}: for every address write the port alone, {after}")
+        raise ValueError(f"{describe(text)}: for every address write the port alone, {brief(after)}")
     address, ports_text = _split(text, "listen address")
     ports = parse_ports(ports_text)
     family: Family = 4 if address.version == 4 else 6
@@ -183,7 +192,8 @@ def parse_target(value: object) -> Target:
         return value
     text = _plain_text(value, "an address and port like 10.88.0.11:80")
     if text.isascii() and text.isdecimal():
-        raise ValueError(f"found only the port {text}; write the target's address too, like 10.88.0.11:{text}")
+        port = brief(text)
+        raise ValueError(f"found only the port {port}; write the target's address too, like 10.88.0.11:{port}")
     address, ports_text = _split(text, "target")
     kind = _kind(address)
     if kind:

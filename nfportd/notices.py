@@ -16,12 +16,14 @@ from nfportd.wishes import Waiting
 
 
 class Notices:
-    """Turns what happened into events and metrics."""
+    """Turns what happened into events and metrics. `stirred` is set when others' rules may stop something else than
+    before."""
 
-    def __init__(self, register: Register, events: Events, metrics: Metrics) -> None:
+    def __init__(self, register: Register, events: Events, metrics: Metrics, stirred: asyncio.Event) -> None:
         self._register = register
         self._events = events
         self._metrics = metrics
+        self._stirred = stirred
         #: Set with each change, for who shows what is.
         self.changed = asyncio.Event()
         #: How often something was repaired since the start, and what was said of the last time.
@@ -40,6 +42,8 @@ class Notices:
     def fulfilled(self, change: Change, waiting: Iterable[Waiting]) -> None:
         """A wish came true, but for what waits."""
         self.changed.set()
+        if change.before:
+            self._stirred.set()
         for owner, before in change.before.items():
             held = self._register.held.get(owner)
             old = before.content.mappings.keys() if before else set()
@@ -66,6 +70,7 @@ class Notices:
 
     def reload(self, detail: str) -> None:
         """Drop-ins were read."""
+        self._stirred.set()
         self._events.add(Kind.RELOAD, "", detail=detail)
 
     def _add(self, kind: Kind, owner: str, mapping: Mapping) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from nfportd.client import Client, Json, Problem
 from nfportd.errors import NfportdError
-from nfportd.notation import Family, Listen, Target, parse_listen, parse_ports
+from nfportd.notation import Family, Listen, Target, brief, parse_listen, parse_ports
 
 ANNOTATION = "nfportd.ports"
 _FORM = re.compile(
@@ -41,7 +41,7 @@ class NotPublished(NfportdError):
     """A container whose ports cannot be published as it asks."""
 
 
-def publish(client: Client, state: str) -> None:
+def publish(client: Client, state: str | bytes) -> None:
     """Publish what the container of this state asks for, in place of what it had."""
     container, pid, ports = _read(state)
     entries = [entry for entry in re.split(r"[,\s]+", ports) if entry]
@@ -83,15 +83,15 @@ def namespace(pid: int, places: Path = Path("/run/netns")) -> str | None:
     return None
 
 
-def _read(state: str) -> tuple[str, int, str]:
+def _read(state: str | bytes) -> tuple[str, int, str]:
     """The container's id, its process, and its annotation."""
     try:
         found = json.loads(state)
         container, pid = found["id"], found.get("pid", 0)
         ports = (found.get("annotations") or {}).get(ANNOTATION, "")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         container = pid = ports = None
-    if not (isinstance(container, str) and isinstance(pid, int) and isinstance(ports, str)):
+    if not (isinstance(container, str) and type(pid) is int and isinstance(ports, str)):
         what = "a container's state (JSON with id, pid and annotations) is expected on standard input"
         raise NotPublished(f"{what}; runtimes give it to a hook of the stage createRuntime")
     return container, pid, ports
@@ -106,12 +106,14 @@ def _mapping(entry: str, found: _Addresses) -> Json:
         listen = parse_listen(f"{form['address']}:{form['listen']}" if form["address"] else form["listen"])
         ports = parse_ports(form["target"] or form["listen"])
     except ValueError as error:
-        raise NotPublished(f"{ANNOTATION}: {entry}: {error}; write it like 8080:80 or 127.0.0.1:5353:53/udp") from None
+        raise NotPublished(
+            f"{ANNOTATION}: {brief(entry)}: {error}; write it like 8080:80 or 127.0.0.1:5353:53/udp"
+        ) from None
     targets = [
         str(Target(address, family, ports)) for family, address in found.items() if listen.family in (None, family)
     ]
     if not targets:
-        raise NotPublished(f"{ANNOTATION}: {entry}: the container has no {_kind(listen)} that could be reached")
+        raise NotPublished(f"{ANNOTATION}: {brief(entry)}: the container has no {_kind(listen)} that could be reached")
     return {"listen": str(listen), "targets": targets, "protocol": [form["protocol"] or "tcp"]}
 
 

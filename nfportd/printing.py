@@ -163,8 +163,19 @@ def troubles(found: Json) -> Iterator[str]:
         yield from (coloured(printable(error), "red") for error in errors)
     for address in found["unreached"]:
         yield coloured(f"no route leads to target {printable(address)}; connections to it fail", "yellow")
+    for each in found["forwarding"]:
+        yield from _stopped(each)
     for sysctl in found["sysctls"]:
         yield f"sysctl: {printable(sysctl)}"
+
+
+def _stopped(found: Json) -> Iterator[str]:
+    targets = ", ".join(found["targets"][:3]) + (" and others" if len(found["targets"]) > 3 else "")
+    verb = "stops" if found["certain"] else "may stop"
+    text = f"chain {found['chain']} ({found['firewall']}) {verb} what is forwarded to {targets}"
+    yield coloured(printable(text), "red" if found["certain"] else "yellow")
+    yield from (f"  {printable(place)}" for place in found["why"][:3])
+    yield from (f"  run: {printable(command)}" for command in found["commands"])
 
 
 def event(found: Json) -> str:

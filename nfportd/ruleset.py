@@ -195,6 +195,9 @@ _BLOCKED: dict[int, str] = {4: "blocked4", 6: "blocked6"}
 #: Where /etc/protocols is missing (package netbase), nft lists numbers.
 _PROTOCOLS: dict[str | int, str] = {6: "tcp", 17: "udp", 132: "sctp"}
 
+#: The element for every key that has none: never ours, but anybody can add one.
+_OTHERS: Parts = ("*",)
+
 #: Sets and maps whose elements follow from mappings and routes.
 ELEMENT_SETS = frozenset(_SETS) - {"fingerprint"}
 
@@ -258,13 +261,14 @@ def refill(found: Listed, mark_bit: int, flags: Flags) -> str:
     differs is made anew, for the kernel changes neither in place.
     """
     lines = [f"flush chain inet {TABLE} {chain}" for chain in found.chains]
+    # Before the chains, to which a foreign map may jump.
+    for name in sets_to_replace(found):
+        kind = "map" if found.sets[name][1] else "set"
+        lines.append(f"delete {kind} inet {TABLE} {name}")
     for chain, definition in found.chains.items():
         # A policy can be set in place, which keeps the hook.
         if _CHAINS.get(chain, (None,))[:3] != definition[:3]:
             lines.append(f"delete chain inet {TABLE} {chain}")
-    for name in sets_to_replace(found):
-        kind = "map" if found.sets[name][1] else "set"
-        lines.append(f"delete {kind} inet {TABLE} {name}")
     unknown = found.named_counters - set(_BLOCKED.values())
     lines += [f"delete counter inet {TABLE} {name}" for name in sorted(unknown)]
     if "fingerprint" in found.sets:
@@ -277,6 +281,11 @@ def shape(name: str) -> Shape:
     if name not in ELEMENT_SETS:
         raise KeyError(name)
     return _SETS[name]
+
+
+def has_others(found: Listed) -> bool:
+    """Whether chains, sets or counters are more, less or other than this version's, whatever the rules."""
+    return (found.chains, found.sets, found.named_counters) != (_CHAINS, _SETS, frozenset(_BLOCKED.values()))
 
 
 def sets_to_replace(found: Listed) -> list[str]:
@@ -296,7 +305,7 @@ def text(change: Delta, table: str = TABLE) -> str:
 
 
 def _element(slot: Slot, value: Parts | None) -> str:
-    if slot.set.startswith("onlink"):
+    if slot.set.startswith("onlink") and slot.key != _OTHERS:
         prefix, interface = slot.key
         return f'{prefix} . "{interface}"'
     written = " . ".join(map(str, slot.key))
@@ -314,7 +323,17 @@ def set_fingerprint(digest: str) -> str:
 
 
 def parse(listing: dict[str, Any]) -> Listed | None:
-    """Read our table from what `nft -j` lists, also among others; None where it is not there."""
+    """Read our table from what `nft -j` lists, also among others; None where it is not there.
+
+    Raises ValueError for what no nft that we know would list.
+    """
+    try:
+        return _parse(listing)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"the listing has another form ({error!r})") from None
+
+
+def _parse(listing: dict[str, Any]) -> Listed | None:
     found: dict[str, list[dict[str, Any]]] = {"table": [], "chain": [], "rule": [], "set": [], "map": [], "counter": []}
     for item in listing["nftables"]:
         for kind, value in item.items():
@@ -369,10 +388,11 @@ def _counts(statement: dict[str, Any]) -> bool:
 
 
 def _comment(listed: dict[str, Any]) -> str | None:
-    for element in listed.get("elem", []):
-        if isinstance(element, dict) and "elem" in element:
-            comment = element["elem"].get("comment")
-            return str(comment) if comment else None
+    """The comment of the only element."""
+    elements = listed.get("elem", [])
+    if len(elements) == 1 and isinstance(elements[0], dict) and "elem" in elements[0]:
+        comment = elements[0]["elem"].get("comment")
+        return str(comment) if comment else None
     return None
 
 
@@ -382,6 +402,9 @@ def _elements(name: str, listed: dict[str, Any], counters: dict[Slot, int]) -> I
         key, value = item if is_map else (item, None)
         inside = key.get("elem") if isinstance(key, dict) else None
         key = inside["val"] if inside else key
+        if key == "*":
+            yield _OTHERS, _parts(value) if value is not None else None
+            continue
         parts = _parts(key)
         if name.startswith(("onlink", "allowed")):
             parts = (_prefix(key["concat"][0]), *parts[1:])

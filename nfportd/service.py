@@ -24,8 +24,10 @@ from nfportd.kernel.nft import Nft
 from nfportd.metrics import Connections, Metrics, Readings
 from nfportd.model import Mapping
 from nfportd.notices import Notices
+from nfportd.obstacles import Obstacles
 from nfportd.reconciler import Reconciler
 from nfportd.register import Register
+from nfportd.shared import Shared
 from nfportd.sources.dropins import DropIns
 from nfportd.wishes import Content, Wish, rfc3339
 
@@ -39,11 +41,14 @@ class Service:
         self.register = register
         self.events = Events()
         self.metrics = Metrics(Readings(self._by_source, self._by_set, self._waiting, lambda: len(self._refused())))
-        self.notices = Notices(register, self.events, self.metrics)
+        self.notices = Notices(register, self.events, self.metrics, kernel.monitor.stirred)
         self.reconciler: Reconciler | None = None
+        self.obstacles: Obstacles | None = None
         self._table = kernel.table
         self._host = kernel.host
-        self._nft = nft
+        self._state = Shared(kernel.table.state)
+        self._listing = Shared(nft.list_table)
+        self._terse_listing = Shared(lambda: nft.list_table(elements=False))
         self._dropins = dropins
         self._lifetimes = Lifetimes(self._ended)
         self._since = time.time()
@@ -81,7 +86,7 @@ class Service:
 
     async def counters(self) -> AbstractMapping[Slot, int]:
         """Connections accepted by each element. Lists the table: a second and a half for 65,000 elements."""
-        found = await self._nft.list_table()
+        found = await self._listing()
         return found.counters if found else {}
 
     async def drift(self, owner: str) -> AbstractMapping[Mapping, str]:
@@ -112,7 +117,7 @@ class Service:
             "pid": os.getpid(),
             "since": rfc3339(self._since),
             "features": {"owner_persist": self._table.owned},
-            "table": await self._table.state(),
+            "table": await self._state(),
             "repairs": {
                 "count": self.notices.repairs,
                 "last": self.notices.last_repair,
@@ -123,6 +128,7 @@ class Service:
             "elements": self._by_set(),
             "files": {name: list(map(str, problems)) for name, problems in self._dropins.problems.items()},
             "unreached": sorted(self.reconciler.enforcer.unreached) if self.reconciler else [],
+            "forwarding": [found._asdict() for found in await self.obstacles.look()] if self.obstacles else [],
             "sysctls": self._host.managed(),
         }
 
@@ -135,7 +141,7 @@ class Service:
 
     async def render(self) -> bytes:
         """The metrics, with connections counted by the kernel where there are few enough mappings."""
-        found = await self._nft.list_table(elements=len(self.register.desired) <= _COUNTED)
+        found = await (self._listing() if len(self.register.desired) <= _COUNTED else self._terse_listing())
         if found:
             self.metrics.blocked(found.blocked)
             self.metrics.connections(self._connections(found.counters) if found.counters else None)

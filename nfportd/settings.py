@@ -14,7 +14,9 @@ from pydantic.dataclasses import dataclass as validated
 
 from nfportd import trust
 from nfportd.access import Rule
+from nfportd.document import MAX_BYTES
 from nfportd.errors import InvalidInput, Problem
+from nfportd.model import Text
 from nfportd.validation import checked
 
 
@@ -30,7 +32,7 @@ class Settings:
     new flow passes (13 is 0x2000). Other bits are never touched."""
     on_stop: Literal["remove", "keep"] = "remove"
     """What a stop does with the table, routes and sysctls: `remove` them, or `keep` them in force."""
-    group: str = "nfportd"
+    group: Text = "nfportd"
     """Members of this group may do everything over the API, as root may."""
     access: tuple[Rule, ...] = ()
     """What others may do over the API: a list of rules."""
@@ -44,7 +46,7 @@ def load(path: Path) -> Settings:
     try:
         with path.open("rb") as file:
             why = trust.distrust(path, os.fstat(file.fileno()))
-            content = file.read()
+            content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         return Settings()
     except OSError as error:

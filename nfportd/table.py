@@ -52,8 +52,8 @@ class Table:
         # Chains, sets and rules as nft listed them after they were written.
         self._skeleton: ruleset.Skeleton | None = None
         self._sealed = True
-        # What was written last: notifications of others may be older than it.
-        self._last = Delta({}, {})
+        # What was written since it is not known that all notifications still to come are younger (`caught_up`).
+        self._written: set[Slot] = set()
         self._doubted = False
 
     @property
@@ -157,32 +157,37 @@ class Table:
         self.elements = found.elements
         self._prologue = ""
         self._skeleton = found.skeleton
-        if found.fingerprint != ruleset.fingerprint(self._mark_bit, found):
+        if ruleset.has_others(found) or found.fingerprint != ruleset.fingerprint(self._mark_bit, found):
             self._prologue = ruleset.refill(found, self._mark_bit, self._flags)
 
-    async def follow(self, drift: Drift) -> bool:
+    def caught_up(self) -> None:
+        """All notifications that are older than what we wrote last have been followed."""
+        self._written.clear()
+
+    async def follow(self, drift: Drift) -> Elements | None:
         """Learn what others did to the table: then the mirror has what the kernel holds, and the next commit mends it.
 
-        Reads everything only where notifications were lost, or cross with a transaction of ours. Returns whether more
-        than the drift's elements may differ from what was there before.
+        Reads everything only where notifications were lost, or cross with a transaction of ours. Returns the elements
+        that went together with their set; None where nobody can know what was there before.
         """
-        crossed = drift.elements.keys() & (self._last.remove.keys() | self._last.add.keys())
-        if self._doubted or drift.lost or crossed:
+        if self._doubted or drift.lost or drift.elements.keys() & self._written:
             await self._reread()
-            return True
+            return None
         if self._nft.died:
             await self._own()
+        before = dict(self.elements)
         if drift.skeleton:
             await self._follow_skeleton()
         for name in drift.emptied:
             self.elements[name] = {}
+        gone = {name: inside for name, inside in before.items() if inside and not self.elements.get(name)}
         for slot, value in drift.elements.items():
             inside = self.elements.setdefault(slot.set, {})
             if isinstance(value, Absent):
                 inside.pop(slot.key, None)
             else:
                 inside[slot.key] = value
-        return bool(drift.emptied or self._prologue)
+        return gone
 
     async def _follow_skeleton(self) -> None:
         found = await self._nft.list_table(elements=False) if await self._usable() else None
@@ -229,7 +234,7 @@ class Table:
         if change or prologue:
             await self._nft.run(prologue + ruleset.text(change))
         desired.apply(self.elements, change)
-        self._last = change
+        self._written |= change.remove.keys() | change.add.keys()
         if prologue:
             self._prologue = self._unreadable = ""
             self._sealed = False

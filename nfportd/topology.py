@@ -151,6 +151,17 @@ class Topology:
                 del self._needs[need]
                 self._listed = None
 
+    def link_to(self, family: Family, address: str) -> str | None:
+        """The name of the link by which an address is reached; the first of several."""
+        for routes in self._tables[family].covering(address):
+            link = self._links.get(min(routes, key=lambda route: route.metric).interface)
+            return link.name if link else None
+        return None
+
+    def uplink(self, family: Family) -> str | None:
+        """The name of the link by which most clients come: that of the default route."""
+        return self.link_to(family, "0.0.0.0" if family == 4 else "::")
+
     def _of(self, target: Reached) -> set[Need | _Beside]:
         covering = list(self._tables[target.family].covering(target.address))
         needs: set[Need | _Beside] = {Forward(target.family)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping as AbstractMapping
+from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -86,7 +87,7 @@ def checked(content: bytes, file: str, wanted: type[T]) -> T:
         return adapter.validate_python(node.plain())
     except ValidationError as error:
         problems = _problems(error, node, file, "", tuple(getattr(wanted, "__dataclass_fields__", ())))
-        raise InvalidInput(list(problems)) from None
+        raise InvalidInput(list(islice(problems, MAX_PROBLEMS + 1))) from None
 
 
 def _items(root: Node, file: str) -> list[Node]:

@@ -5,13 +5,18 @@ Must not know HTTP. The one idea: a body becomes a content or a wish, or an erro
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass as validated
 from pydantic_core import PydanticCustomError
 
+from nfportd.errors import Malformed
 from nfportd.model import Key, Mapping
+from nfportd.notation import describe
 from nfportd.validation import MAX_KEYS
 from nfportd.wishes import Content
 
@@ -208,3 +213,23 @@ def adapter(of: Any) -> TypeAdapter[Any]:
 
 
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
+def read(of: Any, content: bytes) -> Any:
+    """A body as its type. Raises ValidationError, and Malformed where JSON readers differ: on a key that stands twice,
+    of which pydantic takes the last, and on NaN and infinity, which it takes though RFC 8259 has none."""
+    # Where this fails otherwise, so will what comes after, and knows the place.
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(content.decode(), object_pairs_hook=_once, parse_float=_finite, parse_constant=_finite)
+    return adapter(of).validate_json(content)
+
+
+def _once(pairs: list[tuple[str, object]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise Malformed(f"key {describe(next(name for name in names if names.count(name) > 1))} is written twice")
+
+
+def _finite(text: str) -> None:
+    if not math.isfinite(float(text)):
+        raise Malformed(f"{describe(text)} is no number")

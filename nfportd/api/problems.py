@@ -14,7 +14,9 @@ from pydantic import ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from nfportd.access import Denied
-from nfportd.errors import KernelRefused, NfportdError
+from nfportd.errors import KernelRefused, Malformed, NfportdError
+from nfportd.limits import Exceeded
+from nfportd.notation import brief
 from nfportd.validation import sentence
 from nfportd.wishes import KeyTaken, NotStored, PortInUse, PreconditionFailed, rfc3339
 
@@ -30,7 +32,9 @@ _TITLES = {
     "too-large": (413, "The body is too large"),
     "unsupported-media-type": (415, "The body must be application/json, without an encoding"),
     "kernel-refused": (422, "The kernel refuses a mapping"),
+    "too-many-requests": (429, "The caller has too much at work"),
     "internal": (500, "nfportd failed"),
+    "overloaded": (503, "There is no room for the connection"),
     "storage": (507, "The mappings could not be stored"),
 }
 
@@ -75,6 +79,8 @@ _NAMES: dict[type[Exception], str] = {
     NotStored: "storage",
     KernelRefused: "kernel-refused",
     Denied: "denied",
+    Exceeded: "too-many-requests",
+    Malformed: "malformed",
     NfportdError: "invalid",
 }
 
@@ -104,5 +110,6 @@ def _invalid(error: ValidationError) -> web.Response:
         path = (*detail["loc"], *([detail["ctx"]["at"]] if "at" in detail.get("ctx", {}) else []))
         pointer = "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in path)
         found.append({"pointer": pointer, "detail": sentence(detail)})
-    first = f"{found[0]['pointer']}: {found[0]['detail']}".removeprefix(": ")
+    where = found[0]["pointer"]
+    first = f"{where if where.isprintable() else brief(where)}: {found[0]['detail']}".removeprefix(": ")
     return problem("invalid", first, errors=found)

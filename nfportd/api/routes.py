@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping as AbstractMapping
@@ -30,11 +31,14 @@ from nfportd.api.bodies import (
     Owners,
     TransactionBody,
     adapter,
+    read,
 )
+from nfportd.api.door import Connection
 from nfportd.api.problems import problem
-from nfportd.api.server import CALLER, Refused, body
+from nfportd.api.server import CALLER, LIMITS, Refused, body
 from nfportd.api.views import Counters, Views
 from nfportd.events import Events
+from nfportd.limits import Kind
 from nfportd.messages import Message, about
 from nfportd.metrics import CONTENT_TYPE
 from nfportd.model import Mapping
@@ -75,6 +79,20 @@ def json(of: Any, value: Any, **headers: str) -> web.Response:
     return web.Response(body=written, content_type="application/json", headers=headers)
 
 
+_Resource = Callable[["Routes", web.Request], Awaitable[web.Response]]
+
+
+def _in_turn(resource: _Resource) -> _Resource:
+    """An answer that costs as much as there are mappings."""
+
+    @functools.wraps(resource)
+    async def in_turn(self: Routes, request: web.Request) -> web.Response:
+        async with request.app[LIMITS].turn(request[CALLER].uid):
+            return await resource(self, request)
+
+    return in_turn
+
+
 class Routes:
     """The handlers."""
 
@@ -99,6 +117,7 @@ class Routes:
             web.get("/openapi.json", self.openapi),
         ]
 
+    @_in_turn
     async def owners(self, request: web.Request) -> web.Response:
         """List the owners."""
         found = self._at.views.owners(_query(request, "prefix").get("prefix", ""))
@@ -116,7 +135,7 @@ class Routes:
     async def put(self, request: web.Request) -> web.Response:
         """Replace an owner's mappings, all or none."""
         owner = _name(request)
-        wished: OwnerBody = adapter(OwnerBody).validate_json(await body(request))
+        wished: OwnerBody = read(OwnerBody, await body(request))
         return await self._change(request, {owner: wished.content(time.time())}, _matches(request, owner))
 
     async def delete(self, request: web.Request) -> web.Response:
@@ -128,14 +147,14 @@ class Routes:
 
     async def transact(self, request: web.Request) -> web.Response:
         """Change several owners at once, all or none."""
-        wished: TransactionBody = adapter(TransactionBody).validate_json(await body(request))
+        wished: TransactionBody = read(TransactionBody, await body(request))
         now = time.time()
         contents = {owner: each.content(now) if each else None for owner, each in wished.owners.items()}
         return await self._change(request, contents, {})
 
     async def check(self, request: web.Request) -> web.Response:
         """Say what would happen."""
-        wished: CheckBody = adapter(CheckBody).validate_json(await body(request))
+        wished: CheckBody = read(CheckBody, await body(request))
         content = Content(mappings=dict.fromkeys(wished.mappings, 0))
         return await self._change(request, {wished.owner: content}, {}, dry_run=True)
 
@@ -198,7 +217,7 @@ class Routes:
 
     async def gc(self, request: web.Request) -> web.Response:
         """Take away the owners under a prefix that are not valid any more."""
-        wished: GcBody = adapter(GcBody).validate_json(await body(request))
+        wished: GcBody = read(GcBody, await body(request))
         valid = set(wished.valid)
         gone = [o.owner for o in self._at.views.owners(wished.prefix) if o.owner not in valid and o.source == "api"]
         for owner in gone:
@@ -211,6 +230,7 @@ class Routes:
                 self._at.follow(owner, Content(mappings={}))
         return web.json_response({"removed": gone})
 
+    @_in_turn
     async def mappings(self, request: web.Request) -> web.Response:
         """List mappings."""
         query = _query(request, "owner", "port", "protocol", "counters")
@@ -227,6 +247,7 @@ class Routes:
         self._at.access.manage(request[CALLER])
         return web.json_response({"errors": await self._at.reload()})
 
+    @_in_turn
     async def status(self, _request: web.Request) -> web.Response:
         """The daemon's state."""
         found = await self._at.status()
@@ -236,6 +257,7 @@ class Routes:
             found[_LISTS[mapping.state]].append(adapter(MappingState).dump_python(mapping))
         return web.json_response(found)
 
+    @_in_turn
     async def metrics(self, _request: web.Request) -> web.Response:
         """Prometheus' exposition."""
         written = await self._at.metrics()
@@ -250,10 +272,17 @@ class Routes:
         since = _query(request, "since").get("since", "")
         if since and not (since.isascii() and since.isdecimal() and len(since) <= 19):
             return problem("invalid", f"since={since[:20]} is not a sequence number")
+        with request.app[LIMITS].taken(Kind.FOLLOWERS, request[CALLER].uid):
+            return await self._follow(request, int(since) if since else None)
+
+    async def _follow(self, request: web.Request, since: int | None) -> web.StreamResponse:
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        connection.end_with_me()
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         with contextlib.suppress(ConnectionError, TimeoutError):
-            async for event in self._at.events.follow(int(since) if since else None):
+            async for event in self._at.events.follow(since):
                 async with asyncio.timeout(_PATIENCE):
                     await response.write(event.json().encode() + b"\n")
         return response
@@ -298,7 +327,9 @@ def _name(request: web.Request, *, recovered: bool = False) -> str:
 def _matches(request: web.Request, owner: str) -> dict[str, frozenset[str]]:
     """RFC 9110, 13.1.1 and 13.1.2."""
     if (wanted := request.headers.get("If-Match")) is not None:
-        return {owner: frozenset(tag.strip().strip('"') or "-" for tag in wanted.split(","))}
+        tags = (tag.strip() for tag in wanted.split(","))
+        # A quoted star is a tag, which no owner has.
+        return {owner: frozenset("*" if tag == "*" else tag.strip('"').replace("*", "-") or "-" for tag in tags)}
     return {owner: frozenset([""])} if request.headers.get("If-None-Match", "").strip() == "*" else {}
 
 

@@ -171,7 +171,9 @@ def _resolve(path: str) -> _Bond:
     """What a namespace's path depends on: the process of /proc/PID/ns/net, also behind links; else the path."""
     place = path
     for _ in range(_LINKS):
-        found = re.fullmatch(r"/proc/(\d+|self|thread-self)(?:/task/\d+)?/ns/net", os.path.normpath(place))
+        # normpath leaves two slashes at the beginning; \d alone takes digits of any script, which are no path of /proc.
+        normal = "/" + os.path.normpath(place).lstrip("/")
+        found = re.fullmatch(r"/proc/([0-9]+|self|thread-self)(?:/task/[0-9]+)?/ns/net", normal)
         if found and not found[1].isdecimal():
             raise ValueError(f"{path} is the namespace of nfportd itself; write the pid of the process")
         if found:

@@ -81,26 +81,16 @@ class Nft:
         risky = any(len(flags) == 1 for name, flags in tables.items() if name != ruleset.TABLE)
         what = f"table inet {ruleset.TABLE}" if elements or risky else "ruleset inet"
         try:
-            found = await self._listing(JSON if elements else JSON | TERSE, f"list {what}")
+            found = _read(await self._ask(JSON if elements else JSON | TERSE, f"list {what}"))
         except NftDied:
             raise
         except KernelRefused:
             if self.flags() is None:
                 return None  # somebody has deleted it between
             raise
-        return found and found._replace(flags=tables[ruleset.TABLE])
-
-    async def _listing(self, flags: int, text: str) -> Listed | None:
-        """Raises KernelRefused, also where nft writes what is no JSON."""
-        try:
-            listing: dict[str, Any] = json.loads(await self._ask(flags, text))
-        except ValueError:
-            raise KernelRefused("nft lists what is no JSON") from None
-        found = ruleset.parse(listing)
-        del listing
-        if not flags & TERSE:
+        if elements:
             _libc.malloc_trim(0)
-        return found
+        return found and found._replace(flags=tables[ruleset.TABLE])
 
     def flags(self) -> ruleset.Flags | None:
         """The flags of our table by the kernel's own word; None where there is no table. Raises KernelRefused."""
@@ -111,6 +101,11 @@ class Nft:
             return nft_flags.of_tables()
         except OSError as error:
             raise KernelRefused(f"tables cannot be read: {error.strerror or error}") from None
+
+    async def listed(self, command: str) -> Any:
+        """What nft lists, of any table, without the elements of sets. Raises KernelRefused, also where there is no
+        such thing."""
+        return json.loads(await self._ask(JSON | TERSE, command))
 
     async def allows(self, text: str) -> str | None:
         """Let nft and the kernel check text without applying it; None, or why they refuse it. Raises NftDied."""
@@ -135,7 +130,7 @@ class Nft:
                 child = self._child = await self._start()
             status, answer = await child.ask(flags, text)
         if status:
-            raise KernelRefused(_reason(answer.decode()))
+            raise KernelRefused(_reason(answer.decode(errors="replace")))
         return answer
 
     async def _start(self) -> _Child:
@@ -246,6 +241,15 @@ class _Child(asyncio.Protocol):
         self._lost(how)
         if self._answer and not self._answer.done():
             self._answer.set_exception(NftDied(f"libnftables {how}"))
+
+
+def _read(answer: bytes) -> Listed | None:
+    """A listing. Raises NftDied where it cannot be read: what nft is for has failed as much as by a crash."""
+    try:
+        # Names and comments of others may be of any bytes.
+        return ruleset.parse(json.loads(answer.decode(errors="replace")))
+    except ValueError as error:
+        raise NftDied(f"libnftables lists what cannot be read: {error}") from None
 
 
 def _how(status: int) -> str:

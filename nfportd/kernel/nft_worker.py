@@ -64,8 +64,9 @@ def _run(nft: nftables.Nftables, flags: int, text: bytes) -> tuple[int, bytes]:
     nft.set_json_output(bool(flags & JSON))
     nft.set_terse_output(bool(flags & TERSE))
     nft.set_dry_run(bool(flags & DRY_RUN))
-    status, output, error = nft.cmd(text.decode())
-    return (1, error.encode()) if status else (0, output.encode())
+    # Bytes for bytes: what others wrote into comments may be no UTF-8.
+    status, output, error = nft.cmd(text)
+    return (1, error) if status else (0, output)
 
 
 def _netlink_port() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping as AbstractMapping, Set as AbstractSet
+from collections.abc import Mapping as AbstractMapping
 from typing import NamedTuple
 
 from nfportd import desired
@@ -54,7 +54,8 @@ async def promised(store: Store, elements: Elements) -> Promised:
             for mapping in each.content.mappings
             for key, _ in mapping.endpoints()
         }
-        found = Content(mappings=dict.fromkeys(_from_elements(elements, owned), 0))
+        unknown = [each for each in from_elements(elements) if not owned & {key for key, _ in each.endpoints()}]
+        found = Content(mappings=dict.fromkeys(unknown, 0))
         held[RECOVERED] = Held(found, now)
         try:
             await store.keep({RECOVERED: held[RECOVERED]})
@@ -72,21 +73,27 @@ def _over(content: Content, now: float) -> bool:
     return content.expires_at is not None and content.expires_at <= now
 
 
-def _from_elements(elements: Elements, owned: AbstractSet[Key]) -> list[Mapping]:
+def from_elements(elements: Elements) -> list[Mapping]:
+    """The mappings that would have led to these elements; of what others added, only what could be one."""
     found = []
     sources = desired.sources_in(elements)
     for slot in desired.all_slots(elements):
         key = desired.key_of(slot)
-        endpoint = key and desired.endpoint_in(elements, key)
-        if key and key not in owned and endpoint and slot == desired.slots(key)[0]:
-            wildcard = "0.0.0.0" if key.family == 4 else "::"
-            found.append(
-                Mapping(
-                    listen=parse_listen(join_port(key.address or wildcard, str(key.port))),
-                    protocol=(key.protocol,),
-                    targets=(parse_target(str(endpoint)),),
-                    masquerade=desired.masquerade_in(elements, key),
-                    sources=sources.get(key, ()),
-                )
-            )
+        if key and slot == desired.slots(key)[0]:
+            try:
+                found.append(_mapping(elements, key, sources.get(key, ())))
+            except ValueError as error:
+                _log.warning("what the kernel holds for %s is no mapping and goes: %s", key, str(error).splitlines()[0])
     return found
+
+
+def _mapping(elements: Elements, key: Key, sources: tuple[str, ...]) -> Mapping:
+    """Raises ValueError where no mapping leads to what stands under this key."""
+    wildcard = "0.0.0.0" if key.family == 4 else "::"
+    return Mapping(
+        listen=parse_listen(join_port(key.address or wildcard, str(key.port))),
+        protocol=(key.protocol,),
+        targets=(parse_target(str(desired.endpoint_in(elements, key))),),
+        masquerade=desired.masquerade_in(elements, key),
+        sources=sources,
+    )

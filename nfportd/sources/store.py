@@ -116,7 +116,7 @@ class Store:
         verdict = database.execute(f"PRAGMA {name}.quick_check").fetchone()[0]
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
-        rows = database.execute(f"SELECT owner, since, content FROM {name}.owners").fetchall()
+        rows = database.execute(f"SELECT owner, since, content FROM {name}.owners").fetchall()  # nosec B608
         return {owner: Held(_content(json.loads(text), persistent), since) for owner, since, text in rows}
 
     def _set_aside(self, corrupt: _Corrupt) -> None:
@@ -143,7 +143,7 @@ class Store:
                 name = _FILES[persistent]
                 rows = [(o, h.since, json.dumps(_row(h.content))) for o, h in kept[persistent].items()]
                 database.executemany(_UPSERT.format(name), rows)
-                database.executemany(f"DELETE FROM {name}.owners WHERE owner = ?", [(o,) for o in gone[persistent]])
+                database.executemany(f"DELETE FROM {name}.owners WHERE owner = ?", [(o,) for o in gone[persistent]])  # nosec B608
             database.execute("COMMIT")
         except sqlite3.Error as error:
             if database.in_transaction:

@@ -28,13 +28,13 @@ def found_in(content: bytes) -> tuple[int, str]:
         return len(error.problems), f"problems of {longest} characters"
 
 
-def read_with_limits(content: bytes) -> tuple[int, str]:
+def read_with_limits(content: bytes, seconds: int = SECONDS, mebibytes: int = MEBIBYTES) -> tuple[int, str]:
     """The same in a child with limits; fails when the child reaches them or does not survive the content."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-        resource.setrlimit(resource.RLIMIT_DATA, (MEBIBYTES << 20, MEBIBYTES << 20))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        resource.setrlimit(resource.RLIMIT_DATA, (mebibytes << 20, mebibytes << 20))
         try:
             os.write(writer, " ".join(map(str, found_in(content))).encode())
         except BaseException as error:
@@ -45,7 +45,7 @@ def read_with_limits(content: bytes) -> tuple[int, str]:
     with os.fdopen(reader) as answer:
         number, _, rest = answer.read().partition(" ")
     _, status = os.waitpid(child, 0)
-    assert status == 0, f"more than {SECONDS} s of CPU time, or a crash: status {os.waitstatus_to_exitcode(status)}"
+    assert status == 0, f"more than {seconds} s of CPU time, or a crash: status {os.waitstatus_to_exitcode(status)}"
     assert int(number) >= 0, rest
     return int(number), rest
 

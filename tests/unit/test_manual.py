@@ -87,3 +87,11 @@ def test_every_key_and_each_of_its_choices_is_explained(of: type) -> None:
     missing += [f"{key}: {word}" for key in rows for word in choices(of, key) if f"`{word}`" not in rows[key]]
 
     assert missing == []
+
+
+def test_the_threat_model_names_proofs_that_there_are() -> None:
+    text = (ROOT / "docs/security.md").read_text()
+    named = set(re.findall(r"`((?:tests|nfportd|systemd|packaging)/[^`]+)`", text))
+
+    assert len(named) > 15
+    assert {each for each in named if not (ROOT / each).exists()} == set()

@@ -36,6 +36,7 @@ STATUS = {
     "refused": [],
     "files": {},
     "unreached": [],
+    "forwarding": [],
     "sysctls": [],
 }
 

@@ -1,0 +1,147 @@
+"""Looks for rules of other programs that stop connections through mappings, and tells of them.
+
+Must not judge rules: forwarding and firewalls do. The one idea: others' rules are read when something has changed,
+after some quiet and by a libnftables of its own, so that no change of ours waits for a large ruleset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from nfportd import firewalls, forwarding
+from nfportd.errors import KernelRefused
+from nfportd.firewalls import Connection, Finding
+from nfportd.forwarding import Lookups, Question, Ruleset
+from nfportd.kernel.nft import Nft, NftDied
+from nfportd.kernel.nft_rules import element, xt_parts
+from nfportd.messages import Message, about
+from nfportd.notation import Family
+from nfportd.reconciler import Reconciler
+
+_log = logging.getLogger(__name__)
+
+#: Seconds from a change to the look: changes come in bursts.
+_SETTLE = 0.3
+#: Seconds from one look to the next.
+_PAUSE = 3.0
+#: Seconds for which who asks gets what was found last.
+_FRESH = 0.2
+#: The same after nft has crashed over others' rules (1.0.6 does over a table that a newer one gave an owner).
+_AFTER_CRASH = 600.0
+#: So many connections are followed, and so many rules for all of them (some 20 microseconds each); what stops the
+#: first ones seldom lets the others pass.
+_MOST, _RULES = 200, 30_000
+#: Elements are asked for so many times: what one says may lead to others.
+_ROUNDS = 6
+#: Where the kernel names the tables of iptables-legacy; only root may read it.
+_LEGACY: dict[Family, Path] = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}
+
+
+class Obstacles:
+    """What others' rules stop. `stirred`: set by who knows that rules or mappings have changed."""
+
+    def __init__(self, nft: Nft, reconciler: Reconciler, stirred: asyncio.Event) -> None:
+        self._nft = nft
+        self._reconciler = reconciler
+        self._stirred = stirred
+        self._turn = asyncio.Lock()
+        self._looked, self._fresh = -_AFTER_CRASH, _FRESH
+        self._trouble = ""
+        self._found: list[Finding] = []
+
+    def close(self) -> None:
+        """End what reads the rules."""
+        self._nft.close()
+
+    async def run(self) -> None:
+        """Look after each change, until cancelled."""
+        while True:
+            await self._stirred.wait()
+            await asyncio.sleep(_SETTLE)
+            self._stirred.clear()
+            await self.look()
+            await asyncio.sleep(_PAUSE)
+
+    async def look(self) -> list[Finding]:
+        """What stops connections through mappings now; the log tells what is new, and what has gone."""
+        async with self._turn:
+            if time.monotonic() - self._looked > self._fresh:
+                self._fresh = _FRESH
+                await self._look()
+                self._looked = time.monotonic()
+            return self._found
+
+    async def _look(self) -> None:
+        asked = list(islice(self._connections(), _MOST))
+        try:
+            found = await self._stopped(asked) + list(_legacy()) if asked else []
+        except Exception as error:  # others write what they like, and nft lists it as its version likes
+            if repr(error) != self._trouble:
+                known = isinstance(error, KernelRefused | OSError)
+                _log.warning("the rules of other programs cannot be read: %s", error, exc_info=not known)
+            self._trouble = repr(error)
+            self._fresh = _AFTER_CRASH if isinstance(error, NftDied) else _FRESH
+            return
+        self._trouble = ""
+        self._tell(found)
+        self._found = found
+
+    def _connections(self) -> Iterator[Connection]:
+        topology, seen = self._reconciler.enforcer.topology, set[Connection]()
+        for held in self._reconciler.register.held.values():
+            for mapping in held.content.mappings:
+                for connection in firewalls.connections(mapping, topology):
+                    if connection not in seen:
+                        seen.add(connection)
+                        yield connection
+
+    async def _stopped(self, asked: list[Connection]) -> list[Finding]:
+        ruleset, lookups = await self._read(), Lookups()
+        asked = asked[: 1 + _RULES // (1 + sum(map(len, ruleset.rules.values())))]
+        found = await asyncio.to_thread(firewalls.findings, ruleset, asked, lookups)
+        for _ in range(_ROUNDS):
+            questions, lookups.open = lookups.open, set()
+            if not questions:
+                break
+            lookups.answers |= await asyncio.to_thread(_elements, questions)
+            found = await asyncio.to_thread(firewalls.findings, ruleset, asked, lookups)
+        return found
+
+    async def _read(self) -> Ruleset:
+        """The tables that have a say in what is forwarded; the others, however large, are not listed."""
+        bases = forwarding.bases(await self._nft.listed("list chains"))
+        tables = dict.fromkeys(base.chain[:2] for base in bases)
+        listings = [await self._nft.listed(f"list table {family} {table}") for family, table in tables]
+        ruleset = forwarding.read(listings)
+        for chain in forwarding.opaque(ruleset):
+            forwarding.complete(ruleset, chain, await asyncio.to_thread(xt_parts, *chain))
+        return ruleset
+
+    def _tell(self, found: list[Finding]) -> None:
+        before = {(each.chain, each.firewall, each.certain): each for each in self._found}
+        now = {(each.chain, each.firewall, each.certain): each for each in found}
+        for key in before.keys() - now.keys():
+            chain, firewall, _ = key
+            if not any(other[:2] == key[:2] for other in now):
+                _log.info("chain %s (%s) lets pass what is forwarded", chain, firewall, extra=about(Message.LET_PASS))
+        for key in now.keys() - before.keys():
+            level = logging.WARNING if now[key].certain else logging.INFO
+            _log.log(level, "%s", now[key], extra=about(Message.STOPPED_BY_OTHERS))
+
+
+def _elements(questions: Iterable[Question]) -> dict[Question, str | bool]:
+    return {question: element(*question) for question in questions}
+
+
+def _legacy() -> Iterator[Finding]:
+    for family, names in _LEGACY.items():
+        try:
+            if "filter" in names.read_text().split():
+                yield firewalls.legacy(family)
+        except OSError as error:
+            _log.debug("whether iptables-legacy is in use cannot be told: %s", error)

@@ -1,0 +1,1 @@
+"""Beside the rules of other programs: what stops connections, who is named, and what opens them."""
