@@ -46,7 +46,16 @@ async def promised(store: Store, elements: Elements) -> Promised:
     with contextlib.suppress(NotStored):  # then they are over at the next start too
         await store.keep(dict.fromkeys(over))
     if lost:
-        found = Content(mappings=dict.fromkeys(from_elements(elements), 0))
+        # What the other file still knows has its owner, and must go with it.
+        owned = {
+            key
+            for owner, each in held.items()
+            if owner != RECOVERED
+            for mapping in each.content.mappings
+            for key, _ in mapping.endpoints()
+        }
+        unknown = [each for each in from_elements(elements) if not owned & {key for key, _ in each.endpoints()}]
+        found = Content(mappings=dict.fromkeys(unknown, 0))
         held[RECOVERED] = Held(found, now)
         try:
             await store.keep({RECOVERED: held[RECOVERED]})

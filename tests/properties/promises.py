@@ -157,7 +157,9 @@ class Promises:
                 del self.wishes[owner]
         self.persistent &= self.wishes.keys()
         if corrupt:
-            self.wishes[RECOVERED] = recovered(found)
+            known = self.holders({o: c for o, c in self.wishes.items() if not o.startswith("file:") and o != RECOVERED})
+            entries = recovered(found)
+            self.wishes[RECOVERED] = tuple(entry for entry in entries if not entry.goes().keys() & known.keys())
         in_force = {(name, text) for name, inside in found.items() for text in inside}
         # What was promised before holds against any process.
         self.blocked = {

@@ -33,6 +33,7 @@ from nfportd.reconciler import Reconciler
 from nfportd.register import Change, Register
 from nfportd.table import Table
 from nfportd.wishes import Content, Held, Outcome, Waiting, Wish
+from tests.api.calling import eventually
 from tests.lab import Lab
 from tests.netns import Namespace
 from tests.properties import model
@@ -185,6 +186,8 @@ DAMAGE = (
     "flush chain inet nfportd dispatch; delete map inet nfportd any4; "
     "add map inet nfportd any4 { type inet_service : ipv4_addr; }; add element inet nfportd any4 { 80 : 203.0.113.1 }",
     "flush set inet nfportd fingerprint",
+    "add chain inet nfportd admission { policy drop; }",
+    "add chain inet nfportd extra",
     "delete table inet nfportd",
     "delete table inet nfportd; add table inet nfportd",
 )
@@ -247,6 +250,26 @@ def test_each_damage_is_repaired_by_a_restart(inside: Inside, tmp_path: Path, da
 
         repaired = inside.space.run(["nft", "-s", "list", "table", "inet", "nfportd"]).stdout
         assert body(repaired) == body(sound)
+    finally:
+        life.end(clean=True)
+
+
+def test_chains_that_were_changed_before_they_were_sealed_are_repaired(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nft lists then must not pass for what was written."""
+    seal = Table.seal
+
+    async def late(table: Table) -> None:
+        monkeypatch.setattr(Table, "seal", seal)
+        inside.space.nft("flush chain inet nfportd dispatch")
+        await seal(table)
+
+    monkeypatch.setattr(Table, "seal", late)
+    life = Life(inside, tmp_path)
+    try:
+        life.wish({OWNERS[0]: WEB})
+        eventually(lambda: "dnat" in inside.space.nft("list chain inet nfportd dispatch"), True)
     finally:
         life.end(clean=True)
 
