@@ -25,7 +25,7 @@ _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 _NFTABLES, _INET = 10, 1  # NFNL_SUBSYS_NFTABLES, NFPROTO_INET
 
 # enum nf_tables_msg_types; what a `destroy` took away is told as such.
-_TABLE_GONE = (2, 26)
+_NEW_TABLE, _TABLE_GONE = 0, (2, 26)
 _SET_GONE = (11, 29)
 _ELEMENT, _ELEMENT_GONE = 12, (14, 30)
 _NEW_GENERATION = 15
@@ -59,6 +59,8 @@ class Drift:
     lost: bool = False
     #: The table, chains, sets or rules were touched.
     skeleton: bool = False
+    #: The table itself was written, and may have other flags now.
+    flags: bool = False
     #: Sets of which every element has gone, before those in `elements` came.
     emptied: set[str] = field(default_factory=set)
     elements: dict[Slot, Parts | Absent | None] = field(default_factory=dict)
@@ -142,6 +144,7 @@ class Reader:
             drift.elements.update((slot, ABSENT) for slot, _ in _elements(body))
         else:
             drift.skeleton = True
+        drift.flags |= kind == _NEW_TABLE
         if kind in _TABLE_GONE:
             drift.emptied |= ruleset.ELEMENT_SETS
             drift.elements.clear()

@@ -52,8 +52,9 @@ class Table:
         # Chains, sets and rules as nft listed them after they were written.
         self._skeleton: ruleset.Skeleton | None = None
         self._sealed = True
-        # What was written since it is not known that all notifications still to come are younger (`caught_up`).
+        # What was written, and whether the skeleton was looked at, since all older notifications were followed.
         self._written: set[Slot] = set()
+        self._looked = False
         self._doubted = False
 
     @property
@@ -89,7 +90,7 @@ class Table:
             if can_own and "persist" in found.flags:
                 # The kernel takes the flag owner away when an owner ends; so nobody else writes from here on.
                 self._flags = ruleset.OWNED
-                await self._own()
+            await self._own()
             self._take_over(found)
             if self._prologue and not ruleset.sets_to_replace(found):
                 # The same order; only sets that are made anew wait for the delta that fills them.
@@ -132,23 +133,25 @@ class Table:
         self._prologue = self._unreadable + ruleset.skeleton(self._mark_bit, self._flags)
 
     async def _own(self) -> None:
-        """Be the table's owner (again), where it can have one: it belongs to the process that runs libnftables."""
+        """Give the table its flags: be its owner (again), where it can have one, and wake it where it is dormant.
+
+        It belongs to the process that runs libnftables.
+        """
         self._nft.died = False
-        if self.owned:
-            await self._nft.run(ruleset.empty_table(self._flags))
+        await self._nft.run(ruleset.empty_table(self._flags))
 
     def _take_over(self, found: ruleset.Listed) -> None:
         """Mirror what was listed; chains unlike ours are refilled together with the next delta."""
         self.elements = found.elements
         self._prologue = ""
         self._skeleton = found.skeleton
-        asleep = "dormant" in found.flags
-        if asleep or found.fingerprint != ruleset.fingerprint(self._mark_bit, found):
+        if found.fingerprint != ruleset.fingerprint(self._mark_bit, found):
             self._prologue = ruleset.refill(found, self._mark_bit, self._flags)
 
     def caught_up(self) -> None:
-        """All notifications that are older than what we wrote last have been followed."""
+        """All notifications that are older than what we wrote and saw last have been followed."""
         self._written.clear()
+        self._looked = False
 
     async def follow(self, drift: Drift) -> Elements | None:
         """Learn what others did to the table: then the mirror has what the kernel holds, and the next commit mends it.
@@ -159,8 +162,10 @@ class Table:
         if self._doubted or drift.lost or drift.elements.keys() & self._written:
             await self._reread()
             return None
-        if self._nft.died:
+        if (self._nft.died and self.owned) or drift.flags:
+            # nft 1.0.6 lists something else for `dormant`, so nobody looks first.
             await self._own()
+        self._nft.died = False
         before = dict(self.elements)
         if drift.skeleton:
             await self._follow_skeleton()
@@ -179,7 +184,8 @@ class Table:
         found = await self._nft.list_table(elements=False)
         if found is None:
             self._forget()
-        elif found.skeleton != self._skeleton or found.flags != self._flags:
+        elif self._looked or found.skeleton != self._skeleton or found.flags != self._flags:
+            # `_looked`: what was taken for ours right after it was written may have been somebody's already.
             self._prologue = ruleset.refill(found, self._mark_bit, self._flags)
             for name in {*ruleset.sets_to_replace(found), *(self.elements.keys() - found.sets.keys())}:
                 self.elements[name] = {}
@@ -232,7 +238,7 @@ class Table:
             found = await self._nft.list_table(elements=False)
             if found:
                 await self._nft.run(ruleset.set_fingerprint(ruleset.fingerprint(self._mark_bit, found)))
-                self._skeleton, self._sealed = found.skeleton, True
+                self._skeleton, self._sealed, self._looked = found.skeleton, True, True
         except NftDied:
             raise
         except KernelRefused as refusal:

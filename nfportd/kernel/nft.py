@@ -74,11 +74,11 @@ class Nft:
     async def list_table(self, *, elements: bool = True) -> Listed | None:
         """Our table, or None. Without elements the cost does not depend on the number of mappings."""
         # nft 1.0.6 fetches every element for `list tables` and `list table`, be it terse or not: 0.8 s for 60,000.
-        found = ruleset.parse(json.loads(await self._ask(JSON | TERSE, "list ruleset inet")))
+        found = ruleset.parse(_read(await self._ask(JSON | TERSE, "list ruleset inet")))
         if not elements or found is None:
             return found
         try:
-            listing: dict[str, Any] = json.loads(await self._ask(JSON, f"list table inet {ruleset.TABLE}"))
+            listing = _read(await self._ask(JSON, f"list table inet {ruleset.TABLE}"))
         except NftDied:
             raise
         except KernelRefused:
@@ -225,6 +225,15 @@ class _Child(asyncio.Protocol):
         self._lost(how)
         if self._answer and not self._answer.done():
             self._answer.set_exception(NftDied(f"libnftables {how}"))
+
+
+def _read(listing: bytes) -> dict[str, Any]:
+    """What nft lists. Raises NftDied where it is not what it should be, for what nft writes can be anything then."""
+    try:
+        return dict(json.loads(listing))
+    except ValueError:
+        # nft 1.0.6 writes memory that is not its own where a table is dormant.
+        raise NftDied("libnftables lists something that is not JSON") from None
 
 
 def _how(status: int) -> str:
