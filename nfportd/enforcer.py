@@ -146,13 +146,13 @@ class Enforcer:
             lambda: self._delta(touched, drift.elements, gone), self._delta_of_all, self._label
         )
         self.compare_all = False
-        if self._monitor.quiet():
-            self._table.caught_up()
         took = time.monotonic() - started
         if written.change or written.refused:
             self._watcher.transaction(took, ok=not written.refused)
         self.elements_added, self.elements_removed = len(written.change.add), len(written.change.remove)
         await self._table.seal()
+        if self._monitor.quiet():
+            self._table.caught_up()
         refused = self._note_refused(written.refused, tried=retried)
         self.room = bool(self.refused and not retried and written.change.remove)
         await self._flush(written.change, touched)

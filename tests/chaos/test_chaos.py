@@ -63,7 +63,8 @@ def test_it_survives_everything(world: World, lab: Lab) -> None:
 
     print(distribution(windows, judged.excused))
     for way, found in judged.ways.items():
-        print(f"{way}: {len(found)} connections; {judged.disturbed[way]:.1f} s of windows")
+        failed = sum(each.outcome != traffic.ANSWERED for each in found)
+        print(f"{way:<20} {len(found):>6} times, {failed:>4} failed; {judged.disturbed[way]:>6.1f} s of windows")
     print(f"requests: {dict(outcomes)}; {count(world)} repairs since the last start")
     assert judged.wrong == []
     assert outcomes["internal"] == outcomes["kernel-refused"] == 0
