@@ -28,6 +28,7 @@ from nfportd.kernel.nft import Nft
 from nfportd.kernel.nft_monitor import NftMonitor
 from nfportd.kernel.ports import LocalPorts
 from nfportd.kernel.sysctl import Sysctls
+from nfportd.listing import parse
 from nfportd.model import Mapping
 from nfportd.reconciler import Reconciler
 from nfportd.register import Change, Register
@@ -88,7 +89,7 @@ class Inside:
     def elements(self) -> Elements:
         """The table as another process lists it."""
         listing = json.loads(self.space.run(["nft", "-j", "list", "table", "inet", "nfportd"]).stdout)
-        found = ruleset.parse(listing)
+        found = parse(listing)
         assert found is not None
         assert ruleset.sets_to_replace(found) == []
         return found.elements
