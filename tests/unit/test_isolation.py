@@ -6,11 +6,18 @@ should then be in the slot of that target.
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from nfportd import desired
 from nfportd.desired import ABSENT, Absent, Desired, Elements, Parts, Slot
 from nfportd.model import Mapping
+from nfportd.register import Register
+from nfportd.service import Service
+from nfportd.wishes import Content, Wish
 from tests.unit.reading import key, mapping
 
 T1, T2 = Slot("isolated4", ("10.88.0.11", "tcp", 80)), Slot("isolated4", ("10.88.0.12", "tcp", 80))
@@ -125,6 +132,28 @@ def test_a_refused_element_is_the_mapping_s_where_one_asked_for_it() -> None:
     assert both.isolator(T1) is None
     both.replace("file:a", {})
     assert (both.isolator(T1), both.isolator(T2)) == (both.holder(key(8081)), None)
+
+
+def test_who_asks_for_drift_is_told_of_an_opened_target() -> None:
+    """By a table that has lost it: of both mappings that want it, and not of the one that does not."""
+    register = Register()
+    register.take(
+        Wish(owners={"api:me": Content(mappings=dict.fromkeys([ONE, TWO, PLAIN], 0))}), 0.0, bool, lambda _: {}
+    )
+
+    async def state() -> str:
+        return "intact"
+
+    async def holds(elements: dict[Slot, Parts | None]) -> bool:
+        return T1 not in elements
+
+    table = SimpleNamespace(state=state, holds=holds)
+    kernel: Any = SimpleNamespace(table=table, host=None, monitor=SimpleNamespace(stirred=None))
+    nft: Any = SimpleNamespace(list_table=None)
+    nowhere: Any = None
+    service = Service(register, kernel, nft, nowhere)
+
+    assert asyncio.run(service.drift("api:me")).keys() == {ONE, TWO}
 
 
 def test_which_keys_lead_to_an_isolated_target_by_the_elements() -> None:
