@@ -75,7 +75,7 @@ class Rule:
     listen: Annotated[tuple[_Prefix, ...], AfterValidator(_some)] = ()
     """Prefixes that hold the listen address; with them, a port on every address is refused. Left out: any."""
     targets: Annotated[tuple[_Prefix, ...], AfterValidator(_some)] = ()
-    """Prefixes that hold each target. Left out: any."""
+    """Prefixes that hold each target. Left out: any, but none may be isolated."""
 
     @model_validator(mode="after")
     def _names_somebody(self) -> Rule:
@@ -106,6 +106,9 @@ class Rule:
             return f"grants protocols {', '.join(self.protocols)}, not {missing[0]}"
         if self.listen and not _inside(mapping.listen.address, self.listen):
             return f"grants listen addresses in {', '.join(self.listen)}, not {mapping.listen}"
+        if mapping.isolate and not self.targets:
+            # Else whoever may publish could cut others off from any address.
+            return "names no targets, and so grants no isolate"
         if self.targets:
             for target in mapping.targets:
                 if not _inside(target.address, self.targets):

@@ -136,6 +136,7 @@ _AS_IT_IS = _Lifetime(None, None)
 )
 @click.option("--shadow-listener", is_flag=True, help="Take the port also from a process that listens on it.")
 @click.option("--reserve", is_flag=True, help="Keep other processes from listening on the port.")
+@click.option("--isolate", is_flag=True, help="Drop connections to the target past its mappings, also this host's own.")
 @_lifetime
 @_dry_run
 @click.pass_obj

@@ -92,6 +92,8 @@ class Desired:
         self._claims: dict[Key, Claim | tuple[Claim, ...]] = {}
         self._reached: Counter[Reached] = Counter()
         self._reached_since: dict[Reached, bool] = {}
+        # Isolated targets, each with the keys that lead there and whose holder says so: the last one opens it.
+        self._isolating: dict[Slot, set[Key]] = {}
         #: Keys with more than one claim.
         self.contested: set[Key] = set()
         #: Keys that stay out of the kernel because a process of this host listens there, with who it is.
@@ -125,8 +127,12 @@ class Desired:
                 bisect.insort(ordered, claim, key=lambda c: c.order)
                 self._claims[key] = tuple(ordered)
                 self.contested.add(key)
+                if ordered[0] is claim:
+                    self._open(key, others[0])
+                    self._isolate(key, claim)
             else:
                 self._claims[key] = claim
+                self._isolate(key, claim)
             reached = Reached(key.family, endpoint.address, key.takes_loopback)
             if not self._reached[reached]:
                 self._note(reached, used=True)
@@ -143,11 +149,26 @@ class Desired:
                 del self._claims[key]
             if len(others) < 2:
                 self.contested.discard(key)
+            if claims[0] is claim:
+                self._open(key, claim)
+                if others:
+                    self._isolate(key, others[0])
             reached = Reached(key.family, endpoint.address, key.takes_loopback)
             self._reached[reached] -= 1
             if not self._reached[reached]:
                 del self._reached[reached]
                 self._note(reached, used=False)
+
+    def _isolate(self, key: Key, holder: Claim) -> None:
+        if holder.mapping.isolate:
+            self._isolating.setdefault(_isolated(key, holder.mapping.endpoint(key)), set()).add(key)
+
+    def _open(self, key: Key, holder: Claim) -> None:
+        if holder.mapping.isolate:
+            slot = _isolated(key, holder.mapping.endpoint(key))
+            self._isolating[slot].remove(key)
+            if not self._isolating[slot]:
+                del self._isolating[slot]
 
     def block(self, among: AbstractSet[Key], blockers: AbstractMapping[Key, Blocker]) -> None:
         """Keep out of the kernel, of the keys `among`, exactly those that have a blocker."""
@@ -173,6 +194,15 @@ class Desired:
         """Whose mapping the key follows."""
         claims = self.claims(key)
         return claims[0] if claims else None
+
+    def isolation(self, slot: Slot) -> Absent | None:
+        """What should be in a slot that belongs to no key: an element where somebody wants that target isolated."""
+        return None if slot in self._isolating else ABSENT
+
+    def isolator(self, slot: Slot) -> Claim | None:
+        """The holder that wants this target isolated; None where several do, or none."""
+        keys = self._isolating.get(slot, ())
+        return self.holder(next(iter(keys))) if len(keys) == 1 else None
 
     def standing(self, claim: Claim) -> Claim | None:
         """The claim by which its owner still wishes for its mapping; its line may have moved."""
@@ -211,7 +241,10 @@ class Desired:
         return sum(len(mappings) for mappings in self._owners.values())
 
     def wanted(self, touched: AbstractMapping[Key, Claim | None]) -> dict[Slot, Parts | Absent | None]:
-        """What should be in the slots of these keys: in those of the claim that held each before, and of its holder."""
+        """What should be in the slots of these keys: in those of the claim that held each before, and of its holder.
+
+        The target of a key that is kept out of the kernel stays isolated.
+        """
         wanted: dict[Slot, Parts | Absent | None] = {}
         for key, former in touched.items():
             target = _target(key)
@@ -219,6 +252,10 @@ class Desired:
                 for slot in _options(key, former.mapping, target):
                     wanted[slot] = ABSENT
             claim = self.holder(key)
+            for each in (former, claim):
+                if each is not None and each.mapping.isolate:
+                    slot = _isolated(key, each.mapping.endpoint(key))
+                    wanted[slot] = self.isolation(slot)
             if claim is None or key in self.blocked:
                 wanted[target] = ABSENT
                 continue
@@ -247,6 +284,10 @@ def _target(key: Key) -> Slot:
     if address is None:
         return Slot(_ANY[family], (protocol, port))
     return Slot(_ADDR[family], (address, protocol, port))
+
+
+def _isolated(key: Key, endpoint: Endpoint) -> Slot:
+    return Slot(f"isolated{key.family}", (endpoint.address, key.protocol, endpoint.port))
 
 
 def slots(key: Key) -> tuple[Slot, Slot, Slot]:
@@ -290,7 +331,7 @@ _OPTIONS = frozenset(["", "always", "never", "guarded", "open", "allowed"])
 
 
 def key_of(slot: Slot) -> Key | None:
-    """The key whose element stands in a slot; None for on-link slots, and for what we never write."""
+    """The key whose element stands in a slot; None for slots of targets and links, and for what we never write."""
     option, _, name = slot.set.rpartition("_")
     if name not in _TARGETS or option not in _OPTIONS or slot.key == ("*",):
         return None
@@ -314,6 +355,15 @@ def masquerade_in(elements: Elements, key: Key) -> Literal["auto", "always", "ne
     if always.key in elements.get(always.set, _NOTHING):
         return "always"
     return "never" if never.key in elements.get(never.set, _NOTHING) else "auto"
+
+
+def isolates_in(elements: Elements, key: Key) -> bool:
+    """Whether a key's target is isolated by these elements, for this key or for another one."""
+    endpoint = endpoint_in(elements, key)
+    if endpoint is None:
+        return False
+    slot = _isolated(key, endpoint)
+    return slot.key in elements.get(slot.set, _NOTHING)
 
 
 def sources_in(elements: Elements) -> dict[Key, tuple[str, ...]]:

@@ -213,7 +213,7 @@ class Enforcer:
         }
         wanted |= self._desired.wanted(keys)
         for slot in drifted:
-            wanted.setdefault(slot, ABSENT)
+            wanted.setdefault(slot, self._desired.isolation(slot))
         return self._against(present, wanted)
 
     def _delta_of_all(self) -> Delta:
@@ -231,7 +231,7 @@ class Enforcer:
     def _label(self, slot: Slot) -> Hashable:
         """A mapping's elements stand or fall together, every other element by itself."""
         key = desired.key_of(slot)
-        return (key and self._desired.holder(key)) or slot
+        return (self._desired.holder(key) if key else self._desired.isolator(slot)) or slot
 
     async def _flush(self, change: Delta, touched: Touched) -> None:
         """Delete the flows that would go on to an old target, or whose source may not connect any more."""

@@ -101,6 +101,10 @@ class Metrics:
         """Set how many packets the admission chain has dropped so far, by family."""
         self._scrape.blocked = dict(packets)
 
+    def bypassed(self, packets: AbstractMapping[int, int]) -> None:
+        """Set how many packets the isolation chain has dropped so far, by family."""
+        self._scrape.bypassed = dict(packets)
+
     def render(self) -> bytes:
         """The text of a scrape."""
         return generate_latest(self._registry)
@@ -126,18 +130,17 @@ class _Scrape(Collector):
         self.series: Tally[tuple[str, ...]] = Tally()
         self.dropped = False
         self.blocked: dict[int, int] = {4: 0, 6: 0}
+        self.bypassed: dict[int, int] = {4: 0, 6: 0}
 
     def collect(self) -> Iterator[Metric]:
         yield _by("nfportd_mappings", "Mappings that owners wish for.", "source", self._readings.mappings())
         yield _by("nfportd_elements", "Elements in the table.", "map", self._readings.elements())
         yield _one("nfportd_conflicts", "Mappings that wait for keys which others hold.", self._readings.conflicts())
         yield _one("nfportd_refused", "Mappings that the kernel refuses.", self._readings.refused())
-        blocked = CounterMetricFamily(
-            "nfportd_blocked_packets_total", "Packets dropped because their source is not allowed.", labels=["family"]
-        )
-        for family, count in self.blocked.items():
-            blocked.add_metric([f"ipv{family}"], count)
-        yield blocked
+        text = "Packets dropped because their source is not allowed."
+        yield _by_family("nfportd_blocked_packets_total", text, self.blocked)
+        text = "Packets dropped because they went past the mappings of an isolated target."
+        yield _by_family("nfportd_bypassed_packets_total", text, self.bypassed)
         accepted = CounterMetricFamily(
             "nfportd_connections_total",
             "Connections accepted, since the element was made.",
@@ -159,6 +162,13 @@ def _by(name: str, text: str, label: str, values: AbstractMapping[str, int]) -> 
     for value, count in values.items():
         family.add_metric([value], count)
     return family
+
+
+def _by_family(name: str, text: str, packets: AbstractMapping[int, int]) -> CounterMetricFamily:
+    counter = CounterMetricFamily(name, text, labels=["family"])
+    for family, count in packets.items():
+        counter.add_metric([f"ipv{family}"], count)
+    return counter
 
 
 def _one(name: str, text: str, value: int) -> GaugeMetricFamily:

@@ -208,6 +208,11 @@ class Mapping:
     """Take the port although a process of this host listens on it."""
     reserve: Annotated[bool, Field(strict=True)] = False
     """Hold the port with a socket, so that no process can take it and `ss` shows it."""
+    isolate: Annotated[bool, Field(strict=True)] = False
+    """Drop new connections to the target's address, protocol and port that come past every mapping: from clients that
+    have a route to it, and from this host's own processes, health checks and proxies included; count them. Those that
+    run go on. It lasts as long as one mapping that leads there says so. Neighbours of the target on its link do not
+    pass this host and are not stopped."""
 
     @model_validator(mode="after")
     def _sources_are_few(self) -> Mapping:

@@ -22,6 +22,7 @@ from nfportd.kernel.nft_rules import element, xt_parts
 from nfportd.messages import Message, about
 from nfportd.notation import Family
 from nfportd.reconciler import Reconciler
+from nfportd.ruleset import TABLE
 
 _log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class Obstacles:
     async def _read(self) -> Ruleset:
         """The tables that have a say in what is forwarded; the others, however large, are not listed."""
         bases = forwarding.bases(await self._nft.listed("list chains"))
-        tables = dict.fromkeys(base.chain[:2] for base in bases)
+        tables = dict.fromkeys(base.chain[:2] for base in bases if base.chain[:2] != ("inet", TABLE))
         listings = [await self._nft.listed(f"list table {family} {table}") for family, table in tables]
         ruleset = forwarding.read(listings)
         for chain in forwarding.opaque(ruleset):

@@ -1,21 +1,18 @@
-"""The table: its whole text on one page, elements and deltas as nft input, and reading what nft lists.
+"""The table: its whole text on one page, and elements, deltas and what makes an older table ours as nft input.
 
-Must not run anything: text and parsed JSON in, text and values out. The one idea: the skeleton is written once and
-stays; mappings are elements only, so the number of rules is constant and a change is a delta.
+Must not run anything: values in, text out. The one idea: the skeleton is written once and stays; mappings are elements
+only, so the number of rules is constant and a change is a delta.
 
 nft 1.0.6 reads elements as text twice as fast as as JSON and with half the memory (docs/architecture.md), and prints
-rules differently from how they were written. Hence text is written, JSON is read, and the chains are compared by a
-fingerprint of what nft listed right after they were written, kept in the table itself.
+rules differently from how they were written. Hence text is written, JSON is read (listing.py), and the chains are
+compared by a fingerprint of what nft listed right after they were written, kept in the table itself.
 """
 
 from __future__ import annotations
 
 import hashlib
-import ipaddress
-import json
-from collections.abc import Iterable
 from string import Template
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nfportd.desired import Delta, Elements, Parts, Slot
 from nfportd.notation import FAMILIES
@@ -60,6 +57,12 @@ table inet $table {$flags
   set allowed_addr6 { type ipv6_addr . ipv6_addr . inet_proto . inet_service; flags interval; }
   counter blocked4 { }
   counter blocked6 { }
+
+  # Targets whose mapping says `isolate: true`, and what was dropped on its way past the mappings.
+  set isolated4 { type ipv4_addr . inet_proto . inet_service; }
+  set isolated6 { type ipv6_addr . inet_proto . inet_service; }
+  counter bypassed4 { }
+  counter bypassed6 { }
 
   set fingerprint { type mark; }
 
@@ -147,6 +150,29 @@ table inet $table {$flags
     masquerade
   }
 
+  # After every DNAT, ours and that of others, on each way to a target: through this host, from it, and to itself.
+  chain isolation_forward {
+    type filter hook forward priority filter; policy accept;
+    ct state new,untracked jump isolation
+  }
+
+  chain isolation_output {
+    type filter hook output priority filter; policy accept;
+    ct state new,untracked jump isolation
+  }
+
+  chain isolation_input {
+    type filter hook input priority filter; policy accept;
+    ct state new,untracked jump isolation
+  }
+
+  # An untracked packet has no status, so it does not return here.
+  chain isolation {
+    ct status & dnat != 0 return
+    ip daddr . meta l4proto . th dport @isolated4 counter name bypassed4 drop
+    ip6 daddr . meta l4proto . th dport @isolated6 counter name bypassed6 drop
+  }
+
   # route_localnet would open 127.0.0.0/8 of this host to its neighbours (CVE-2020-8558).
   chain loopback_guard {
     type filter hook prerouting priority raw; policy accept;
@@ -165,10 +191,13 @@ _BASE_CHAINS: dict[str, tuple[str | int | None, ...]] = {
     "prerouting": ("nat", "prerouting", -100, "accept"),
     "output": ("nat", "output", -100, "accept"),
     "postrouting": ("nat", "postrouting", 99, "accept"),
+    "isolation_forward": ("filter", "forward", 0, "accept"),
+    "isolation_output": ("filter", "output", 0, "accept"),
+    "isolation_input": ("filter", "input", 0, "accept"),
     "loopback_guard": ("filter", "prerouting", -300, "accept"),
 }
 _PLAIN_CHAIN = (None, None, None, None)
-_PLAIN_CHAINS = ("dispatch", "masquerading", "admit_addr4", "admit_addr6", "admit_any4", "admit_any6")
+_PLAIN_CHAINS = ("dispatch", "masquerading", "admit_addr4", "admit_addr6", "admit_any4", "admit_any6", "isolation")
 _CHAINS = {**_BASE_CHAINS, **dict.fromkeys(_PLAIN_CHAINS, _PLAIN_CHAIN)}
 
 #: Type of the key, of the value, flags of a set or map.
@@ -188,15 +217,16 @@ for _f in FAMILIES:
             f"allowed_{_name}": ((_address, *_key), None, ("interval",)),
         }
     _SETS[f"open_addr{_f}"] = (_SETS[f"addr{_f}"][0], None, ())
+    _SETS[f"isolated{_f}"] = (_SETS[f"addr{_f}"][0], None, ())
     _SETS[f"onlink{_f}"] = ((_address, "ifname"), None, ("interval",))
 
-#: Counters that stand by themselves: packets whose source is not allowed.
-_BLOCKED: dict[int, str] = {4: "blocked4", 6: "blocked6"}
-#: Where /etc/protocols is missing (package netbase), nft lists numbers.
-_PROTOCOLS: dict[str | int, str] = {6: "tcp", 17: "udp", 132: "sctp"}
+#: Counters that stand by themselves: packets whose source is not allowed, and such past the mappings of their target.
+BLOCKED: dict[int, str] = {4: "blocked4", 6: "blocked6"}
+BYPASSED: dict[int, str] = {4: "bypassed4", 6: "bypassed6"}
+_COUNTERS = frozenset([*BLOCKED.values(), *BYPASSED.values()])
 
 #: The element for every key that has none: never ours, but anybody can add one.
-_OTHERS: Parts = ("*",)
+OTHERS: Parts = ("*",)
 
 #: Sets and maps whose elements follow from mappings and routes.
 ELEMENT_SETS = frozenset(_SETS) - {"fingerprint"}
@@ -233,6 +263,8 @@ class Listed(NamedTuple):
     named_counters: frozenset[str]
     #: Packets dropped because their source is not allowed.
     blocked: dict[int, int]
+    #: Packets dropped because they went past the mappings of an isolated target.
+    bypassed: dict[int, int]
 
     @property
     def skeleton(self) -> Skeleton:
@@ -269,7 +301,7 @@ def refill(found: Listed, mark_bit: int, flags: Flags) -> str:
         # A policy can be set in place, which keeps the hook.
         if _CHAINS.get(chain, (None,))[:3] != definition[:3]:
             lines.append(f"delete chain inet {TABLE} {chain}")
-    unknown = found.named_counters - set(_BLOCKED.values())
+    unknown = found.named_counters - _COUNTERS
     lines += [f"delete counter inet {TABLE} {name}" for name in sorted(unknown)]
     if "fingerprint" in found.sets:
         lines.append(f"flush set inet {TABLE} fingerprint")
@@ -285,7 +317,7 @@ def shape(name: str) -> Shape:
 
 def has_others(found: Listed) -> bool:
     """Whether chains, sets or counters are more, less or other than this version's, whatever the rules."""
-    return (found.chains, found.sets, found.named_counters) != (_CHAINS, _SETS, frozenset(_BLOCKED.values()))
+    return (found.chains, found.sets, found.named_counters) != (_CHAINS, _SETS, _COUNTERS)
 
 
 def sets_to_replace(found: Listed) -> list[str]:
@@ -305,7 +337,7 @@ def text(change: Delta, table: str = TABLE) -> str:
 
 
 def _element(slot: Slot, value: Parts | None) -> str:
-    if slot.set.startswith("onlink") and slot.key != _OTHERS:
+    if slot.set.startswith("onlink") and slot.key != OTHERS:
         prefix, interface = slot.key
         return f'{prefix} . "{interface}"'
     written = " . ".join(map(str, slot.key))
@@ -320,124 +352,3 @@ def fingerprint(mark_bit: int, found: Listed) -> str:
 def set_fingerprint(digest: str) -> str:
     """nft input that leaves a fingerprint in the table."""
     return f'add element inet {TABLE} fingerprint {{ 0x1 comment "{digest}" }}\n'
-
-
-def parse(listing: dict[str, Any]) -> Listed | None:
-    """Read our table from what `nft -j` lists, also among others; None where it is not there.
-
-    Raises ValueError for what no nft that we know would list.
-    """
-    try:
-        return _parse(listing)
-    except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"the listing has another form ({error!r})") from None
-
-
-def _parse(listing: dict[str, Any]) -> Listed | None:
-    found: dict[str, list[dict[str, Any]]] = {"table": [], "chain": [], "rule": [], "set": [], "map": [], "counter": []}
-    for item in listing["nftables"]:
-        for kind, value in item.items():
-            table = value.get("name" if kind == "table" else "table")
-            if kind in found and table == TABLE and value["family"] == "inet":
-                found[kind].append(value)
-    if not found["table"]:
-        return None
-    listed_sets = {s["name"]: s for s in found["set"] + found["map"]}
-    elements: Elements = {}
-    counters: dict[Slot, int] = {}
-    for name in sorted(ELEMENT_SETS):
-        listed = listed_sets.get(name, {})
-        ours = listed and _shape(listed) == _SETS[name]
-        elements[name] = dict(_elements(name, listed, counters)) if ours else {}
-    return Listed(
-        elements,
-        {c["name"]: (c.get("type"), c.get("hook"), c.get("prio"), c.get("policy")) for c in found["chain"]},
-        {name: _shape(s) for name, s in listed_sets.items()},
-        _rules(found["rule"]),
-        _comment(listed_sets.get("fingerprint", {})),
-        tuple(sorted(_listed(found["table"][0].get("flags")))),
-        counters,
-        frozenset(c["name"] for c in found["counter"]),
-        {f: sum(c["packets"] for c in found["counter"] if c["name"] == name) for f, name in _BLOCKED.items()},
-    )
-
-
-def _shape(listed: dict[str, Any]) -> Shape:
-    data = listed.get("map")
-    # nft 1.1.3 lists a concatenated value as a list, 1.0.6 as text.
-    value = " . ".join(data) if isinstance(data, list) else data
-    return tuple(_listed(listed.get("type"))), value, tuple(_listed(listed.get("flags")))
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _rules(rules: list[dict[str, Any]]) -> str:
-    """All rules in order, chain by chain, without what changes by itself (handles, counters)."""
-    chains: dict[str, list[Any]] = {}
-    for rule in rules:
-        plain = [{"counter": None} if _counts(statement) else statement for statement in rule["expr"]]
-        chains.setdefault(rule["chain"], []).append(plain)
-    return json.dumps(chains, sort_keys=True)
-
-
-def _counts(statement: dict[str, Any]) -> bool:
-    """Whether this is a counter with values of its own, not the name of one."""
-    return isinstance(statement.get("counter"), dict)
-
-
-def _comment(listed: dict[str, Any]) -> str | None:
-    """The comment of the only element."""
-    elements = listed.get("elem", [])
-    if len(elements) == 1 and isinstance(elements[0], dict) and "elem" in elements[0]:
-        comment = elements[0]["elem"].get("comment")
-        return str(comment) if comment else None
-    return None
-
-
-def _elements(name: str, listed: dict[str, Any], counters: dict[Slot, int]) -> Iterable[tuple[Parts, Parts | None]]:
-    is_map = bool(listed.get("map"))
-    for item in listed.get("elem", []):
-        key, value = item if is_map else (item, None)
-        inside = key.get("elem") if isinstance(key, dict) else None
-        key = inside["val"] if inside else key
-        if key == "*":
-            yield _OTHERS, _parts(value) if value is not None else None
-            continue
-        parts = _parts(key)
-        if name.startswith(("onlink", "allowed")):
-            parts = (_prefix(key["concat"][0]), *parts[1:])
-        if not name.startswith("onlink"):
-            *addresses, protocol, port = parts
-            parts = (*addresses, _PROTOCOLS.get(protocol, protocol), port)
-        slot = Slot(name, parts)
-        if inside and "counter" in inside:
-            counters[slot] = inside["counter"]["packets"]
-        yield parts, _parts(value) if value is not None else None
-
-
-def _parts(listed: Any) -> Parts:
-    return tuple(map(_part, listed["concat"]))
-
-
-def _part(listed: Any) -> str | int:
-    match listed:
-        case {"prefix": {"addr": address}} if ":" not in address and "." not in address:
-            return f"{address}*"  # of interface names; not ours either
-        case {"prefix": {"addr": address, "len": length}}:
-            return str(ipaddress.ip_network(f"{address}/{length}", strict=False))
-        case {"range": [first, last]}:
-            # Somebody else's, for we write prefixes only; in nft's words it can be taken out.
-            return f"{first}-{last}"
-        case str() if "." in listed and ":" in listed:
-            # inet_ntop writes an IPv6 address that begins with 96 zero bits with an IPv4 tail, Python does not.
-            return str(ipaddress.ip_address(listed))
-        case str() | int():
-            return listed
-    return json.dumps(listed)
-
-
-def _prefix(listed: Any) -> str:
-    """A prefix in the form of str(ip_network): nft lists one of full length as an address."""
-    return str(_part(listed)) if isinstance(listed, dict) else str(ipaddress.ip_network(listed))

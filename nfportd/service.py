@@ -157,6 +157,7 @@ class Service:
         found = await (self._listing() if len(self.register.desired) <= _COUNTED else self._terse_listing())
         if found:
             self.metrics.blocked(found.blocked)
+            self.metrics.bypassed(found.bypassed)
             self.metrics.connections(self._connections(found.counters) if found.counters else None)
         self.metrics.reload_errors({name: len(found) for name, found in self._dropins.problems.items()})
         return self.metrics.render()

@@ -129,6 +129,7 @@ class MappingState:
     sources: list[str] | None
     shadow_listener: bool
     reserve: bool
+    isolate: bool
     state: Annotated[str, Field(pattern="^(active|conflict|refused|port-in-use|drift)$")]
     since: str
     reason: str | None = None

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from nfportd import ruleset
+from nfportd import listing, ruleset
 from nfportd.errors import KernelRefused, NotPossible
 from nfportd.kernel import nft_flags, nft_worker
 from nfportd.kernel.nft_worker import DRY_RUN, HEADER, JSON, TERSE
@@ -251,7 +251,7 @@ def _read(answer: bytes) -> Listed | None:
     """A listing. Raises NftDied where it cannot be read: what nft is for has failed as much as by a crash."""
     try:
         # Names and comments of others may be of any bytes.
-        return ruleset.parse(json.loads(answer.decode(errors="replace")))
+        return listing.parse(json.loads(answer.decode(errors="replace")))
     except ValueError as error:
         raise NftDied(f"libnftables lists what cannot be read: {error}") from None
 

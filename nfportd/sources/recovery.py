@@ -96,4 +96,5 @@ def _mapping(elements: Elements, key: Key, sources: tuple[str, ...]) -> Mapping:
         targets=(parse_target(str(desired.endpoint_in(elements, key))),),
         masquerade=desired.masquerade_in(elements, key),
         sources=sources,
+        isolate=desired.isolates_in(elements, key),
     )

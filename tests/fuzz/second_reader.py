@@ -71,7 +71,7 @@ def assert_seen(item: Item, mapping: Mapping) -> None:
         assert _same_text(values.get(name), getattr(mapping, name)), (name, values.get(name), mapping)
     for name, default in (("masquerade", "auto"), ("on_change", "keep")):
         assert getattr(mapping, name) == (values[name].value if name in values else default)
-    for name in ("shadow_listener", "reserve"):
+    for name in ("shadow_listener", "reserve", "isolate"):
         written = values[name].value.lower() if name in values else "false"
         assert written == str(getattr(mapping, name)).lower()
     protocols = [each.value for each in _listed(values["protocol"])] if "protocol" in values else ["tcp"]

@@ -19,6 +19,7 @@ from hypothesis import given, strategies as st
 from nfportd import desired, ruleset
 from nfportd.desired import Absent, Elements
 from nfportd.drift import Drift, Reader
+from nfportd.listing import parse
 from tests.api.calling import ADD_MEMBERSHIP, GROUP, NETLINK_NETFILTER, SOL_NETLINK
 from tests.fuzz.budget import tries, within
 from tests.lab import Lab
@@ -62,7 +63,7 @@ class Recorder:
 
     def listed(self) -> Elements:
         done = self.space.run(["nft", "-j", "list", "table", "inet", "nfportd"])
-        found = ruleset.parse(json.loads(done.stdout))
+        found = parse(json.loads(done.stdout))
         assert found
         return found.elements
 

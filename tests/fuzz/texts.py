@@ -33,6 +33,7 @@ _MORE = {
     "sources": ("192.0.2.0/24", "[192.0.2.0/25, 192.0.2.128/25, 2001:db8::/32]", "~", "0.0.0.0/0", "['::/0']"),
     "shadow_listener": ("true", "false", "True", "!!bool true"),
     "reserve": ("true", "FALSE"),
+    "isolate": ("true", "false", "TRUE"),
 }
 #: What may stand in place of a value.
 ODD = (

@@ -33,7 +33,8 @@ def daemon(lab: Lab) -> Iterator[Daemon]:
     running = Daemon(lab)
     both = (endpoint(address("t1", 4), 80), endpoint(address("t1", 6), 80))
     web = mapping("web", 8080, *both, protocol="[tcp, udp]")
-    inner = mapping("inner", f"{OWN}:8081", both[0], sources="[192.0.2.0/24, 198.51.100.0/24]", masquerade="always")
+    more = {"sources": "[192.0.2.0/24, 198.51.100.0/24]", "masquerade": "always", "isolate": "true"}
+    inner = mapping("inner", f"{OWN}:8081", both[0], **more)
     (running.dropins / "web.yaml").write_text(dropin(web, inner))
     running.start()
     if "owner" in running.objects("table")["nfportd"].get("flags", []):
@@ -98,6 +99,12 @@ DAMAGE = {
     "map flushed": "flush map inet nfportd any6",
     "allowed source added": f"add element inet nfportd allowed_addr4 {{ 203.0.113.0/24 . {OWN} . tcp . 8081 }}",
     "allowed source removed": f"delete element inet nfportd allowed_addr4 {{ 192.0.2.0/24 . {OWN} . tcp . 8081 }}",
+    "target opened": "delete element inet nfportd isolated4 { 10.88.0.11 . tcp . 80 }",
+    "target isolated": "add element inet nfportd isolated6 { fd88::11 . tcp . 80 }",
+    "isolation replaced": (
+        "flush chain inet nfportd isolation\ndelete set inet nfportd isolated4\n"
+        "add set inet nfportd isolated4 { type ipv4_addr; }"
+    ),
     "on-link prefix removed": 'delete element inet nfportd onlink4 { 10.88.0.0/24 . "br0" }',
     "on-link range added": 'add element inet nfportd onlink4 { 203.0.113.1-203.0.113.5 . "br0" }',
     "on-link prefix of many interfaces": 'add element inet nfportd onlink4 { 203.0.113.0/24 . "eth*" }',

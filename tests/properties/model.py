@@ -13,7 +13,7 @@ from nfportd.model import Endpoint, Key, Mapping
 from tests.properties.strategies import Wishes
 
 KINDS = ("any", "addr", "always_any", "always_addr", "never_any", "never_addr", "guarded_any", "guarded_addr",
-         "open_addr", "allowed_any", "allowed_addr", "onlink")  # fmt: skip
+         "open_addr", "allowed_any", "allowed_addr", "isolated", "onlink")  # fmt: skip
 NAMES = tuple(f"{kind}{family}" for kind in KINDS for family in (4, 6))
 
 
@@ -66,6 +66,8 @@ def elements(wishes: Wishes, links: AbstractMapping[str, str] | None = None) -> 
         for source in map(ipaddress.ip_network, mapping.sources):
             if source.version == key.family:
                 found[f"allowed_{name}"][str(source), *parts] = None
+        if mapping.isolate:
+            found[f"isolated{key.family}"][endpoint.address, key.protocol.value, endpoint.port] = None
     for name, prefix, link in on_link(targets(wishes), links or {}):
         found[name][prefix, link] = None
     return found

@@ -49,6 +49,7 @@ def mappings(draw: st.DrawFn) -> Mapping:
         protocol=draw(st.lists(st.sampled_from(["tcp", "udp", "sctp"]), min_size=1, unique=True)),
         masquerade=draw(st.sampled_from(["auto", "always", "never"])),
         on_change=draw(st.sampled_from(["keep", "cut"])),
+        isolate=draw(st.booleans()),
         **draw(st.sampled_from([{}, {"sources": draw(sources())}])),
     )
 
@@ -130,6 +131,7 @@ def elements() -> st.SearchStrategy[Elements]:
         found[f"always_addr{family}"] = st.dictionaries(one, st.none(), max_size=4)
         found[f"never_any{family}"] = st.dictionaries(wild, st.none(), max_size=4)
         found[f"never_addr{family}"] = st.dictionaries(one, st.none(), max_size=4)
+        found[f"isolated{family}"] = st.dictionaries(one, st.none(), max_size=4)
         found[f"onlink{family}"] = prefixes(family)
         found[f"guarded_any{family}"] = st.dictionaries(wild, st.none(), max_size=4)
         found[f"guarded_addr{family}"] = found[f"open_addr{family}"] = st.dictionaries(one, st.none(), max_size=4)

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings, strategies 
 from nfportd import desired, ruleset
 from nfportd.desired import ABSENT, Absent, Elements, Parts, Slot
 from nfportd.enforcer import Kernel
+from nfportd.errors import KernelRefused
 from nfportd.kernel.conntrack import Conntrack
 from nfportd.kernel.host import Host
 from nfportd.kernel.network import NetworkWatch
@@ -28,6 +29,7 @@ from nfportd.kernel.nft import Nft
 from nfportd.kernel.nft_monitor import NftMonitor
 from nfportd.kernel.ports import LocalPorts
 from nfportd.kernel.sysctl import Sysctls
+from nfportd.listing import parse
 from nfportd.model import Mapping
 from nfportd.reconciler import Reconciler
 from nfportd.register import Change, Register
@@ -68,7 +70,7 @@ class Inside:
     def elements(self) -> Elements:
         """The table as another process lists it."""
         listing = json.loads(self.space.run(["nft", "-j", "list", "table", "inet", "nfportd"]).stdout)
-        found = ruleset.parse(listing)
+        found = parse(listing)
         assert found is not None
         assert ruleset.sets_to_replace(found) == []
         return found.elements
@@ -283,6 +285,31 @@ def test_what_is_right_already_is_not_written(inside: Inside, tmp_path: Path) ->
 
         life.wish({OWNERS[0]: WEB})
         assert life.written == (0, 0)
+    finally:
+        life.end(clean=True)
+
+
+def test_a_mapping_whose_target_cannot_be_isolated_is_not_in_force(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And comes into force when it can; a target that two want isolated is nobody's alone."""
+    one, two, other = ({mapping(port, "10.88.0.140:80", isolate=port != 8002): 2} for port in (8000, 8001, 8002))
+    really = Nft.run
+
+    async def refusing(self: Nft, text: str) -> None:
+        if "add element inet nfportd isolated4" in text:
+            raise KernelRefused("no room")
+        await really(self, text)
+
+    life = Life(inside, tmp_path)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(Nft, "run", refusing)
+            (alone,) = life.wish({OWNERS[0]: one, OWNERS[2]: other})
+            assert [claim.mapping for claim in alone.refused] == list(one)
+            assert inside.elements() == model.elements({OWNERS[2]: other}, LINKS)
+        life.wish({OWNERS[1]: two})
+        assert inside.elements() == model.elements({OWNERS[0]: one, OWNERS[1]: two, OWNERS[2]: other}, LINKS)
     finally:
         life.end(clean=True)
 

@@ -15,6 +15,9 @@ _BASE = {
     "prerouting": ("nat", "prerouting", -100),
     "output": ("nat", "output", -100),
     "postrouting": ("nat", "postrouting", 99),
+    "isolation_forward": ("filter", "forward", 0),
+    "isolation_output": ("filter", "output", 0),
+    "isolation_input": ("filter", "input", 0),
     "loopback_guard": ("filter", "prerouting", -300),
 }
 
@@ -74,13 +77,15 @@ def table(version: str = "1.0.6", fingerprint: str | None = "abc", **elements: l
             _set(f"allowed_any{f}", [ip, *wild], version, found(f"allowed_any{f}", []), flags=["interval"]),
             _set(f"allowed_addr{f}", [ip, ip, *wild], version, found(f"allowed_addr{f}", []), flags=["interval"]),
             _head("counter", f"blocked{f}", packets=0, bytes=0),
+            _set(f"isolated{f}", [ip, *wild], version, found(f"isolated{f}", [])),
+            _head("counter", f"bypassed{f}", packets=0, bytes=0),
             _set(f"onlink{f}", [ip, "ifname"], version, found(f"onlink{f}", []), flags=["interval"]),
         ]
     mark = [{"elem": {"val": 1, "comment": fingerprint}}] if fingerprint else []
     items.append(_set("fingerprint", "mark", version, mark))
     for name, (kind, hook, priority) in _BASE.items():
         items.append(_head("chain", name, type=kind, hook=hook, prio=priority, policy="accept"))
-    plain = ("dispatch", "masquerading", "admit_addr4", "admit_addr6", "admit_any4", "admit_any6")
+    plain = ("dispatch", "masquerading", "admit_addr4", "admit_addr6", "admit_any4", "admit_any6", "isolation")
     items += [_head("chain", name) for name in plain]
     items.append(rule("loopback_guard", {"counter": {"packets": 5, "bytes": 300}}, {"drop": None}))
     return {"nftables": items}

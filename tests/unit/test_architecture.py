@@ -22,6 +22,7 @@ ORDER = (
     ("validation",),
     ("desired",),
     ("ruleset",),
+    ("listing",),
     ("topology", "drift", "pace"),
     ("flows",),
     ("matches",),
@@ -57,7 +58,7 @@ LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name 
 
 PURE = (
     *("errors", "notation", "model", "document", "validation", "desired", "ruleset", "topology", "flows"),
-    *("drift", "pace", "wishes", "access", "register", "messages", "matches", "forwarding", "firewalls"),
+    *("listing", "drift", "pace", "wishes", "access", "register", "messages", "matches", "forwarding", "firewalls"),
 )
 IMPURE = {
     "asyncio",

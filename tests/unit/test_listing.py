@@ -9,6 +9,7 @@ import pytest
 
 from nfportd import ruleset
 from nfportd.desired import Parts, Slot
+from nfportd.listing import parse
 from nfportd.ruleset import Listed
 from tests.unit.listings import (
     Listing,
@@ -27,7 +28,7 @@ HTTP = counted(concat("tcp", 8080), 7)
 
 
 def read(listing: Listing) -> Listed:
-    found = ruleset.parse(listing)
+    found = parse(listing)
     assert found is not None
     return found
 
@@ -38,7 +39,7 @@ def version(request: pytest.FixtureRequest) -> str:
 
 
 def test_no_table() -> None:
-    assert ruleset.parse({"nftables": [{"metainfo": {"version": "1.0.6"}}]}) is None
+    assert parse({"nftables": [{"metainfo": {"version": "1.0.6"}}]}) is None
 
 
 def test_an_empty_table_of_ours_needs_nothing_anew(version: str) -> None:
@@ -57,11 +58,11 @@ def test_elements_of_maps(version: str) -> None:
 
 
 def test_elements_of_sets(version: str) -> None:
-    found = read(table(version, always_any4=[concat("tcp", 8080)], always_addr4=[concat("192.0.2.1", "udp", 53)]))
+    found = read(table(version, always_any4=[concat("tcp", 8080)], isolated6=[concat("fd88::11", 17, 53)]))
 
-    assert (found.elements["always_any4"], found.elements["always_addr4"]) == (
+    assert (found.elements["always_any4"], found.elements["isolated6"]) == (
         {("tcp", 8080): None},
-        {("192.0.2.1", "udp", 53): None},
+        {("fd88::11", "udp", 53): None},
     )
 
 
@@ -147,6 +148,10 @@ def test_packets_of_blocked_sources_by_family(version: str) -> None:
 
 def test_a_table_of_before_has_blocked_nothing() -> None:
     assert read(without(without(table(), "blocked4"), "blocked6")).blocked == {4: 0, 6: 0}
+
+
+def test_packets_past_the_mappings_by_family(version: str) -> None:
+    assert read(changed(table(version), "bypassed4", packets=3)).bypassed == {4: 3, 6: 0}
 
 
 def test_the_fingerprint_does_not_depend_on_counters() -> None:

@@ -80,11 +80,12 @@ def test_both_results_are_there_before_the_first_transaction(metrics: Metrics) -
     assert [found[f"nfportd_transactions_total{{result={result}}}"] for result in ("ok", "failed")] == [0, 0]
 
 
-def test_repairs_flushes_and_blocked_packets(metrics: Metrics) -> None:
+def test_repairs_flushes_and_dropped_packets(metrics: Metrics) -> None:
     metrics.repair()
     metrics.flush(2)
     metrics.flush(3)
     metrics.blocked({4: 7, 6: 1})
+    metrics.bypassed({4: 0, 6: 5})
 
     found = samples(metrics)
 
@@ -92,6 +93,7 @@ def test_repairs_flushes_and_blocked_packets(metrics: Metrics) -> None:
     assert found["nfportd_conntrack_flushes_total"] == 5
     assert found["nfportd_blocked_packets_total{family=ipv4}"] == 7
     assert found["nfportd_blocked_packets_total{family=ipv6}"] == 1
+    assert found["nfportd_bypassed_packets_total{family=ipv6}"] == 5
 
 
 def test_a_drop_in_that_is_right_again_has_no_errors(metrics: Metrics) -> None:

@@ -60,7 +60,7 @@ def test_add_with_everything(stub: Stub) -> None:
         "--comment",
         "c",
     ]
-    more = ["--source", "192.0.2.0/24", "--source", "2001:db8::/32", "--shadow-listener", "--reserve"]
+    more = ["--source", "192.0.2.0/24", "--source", "2001:db8::/32", "--shadow-listener", "--reserve", "--isolate"]
     lifetime = ["--persistent", "--expires-in", "60"]
     run(stub, "add", "--owner", "api:me", "[::]:80", "[FD88::0:11]:80", *choices, *more, *lifetime)
 
@@ -76,6 +76,7 @@ def test_add_with_everything(stub: Stub) -> None:
                 "sources": ["192.0.2.0/24", "2001:db8::/32"],
                 "shadow_listener": True,
                 "reserve": True,
+                "isolate": True,
             }
         ],
         "persistent": True,

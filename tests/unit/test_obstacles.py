@@ -32,7 +32,20 @@ class BrokenNft:
         raise self.error
 
 
-def looking(nft: BrokenNft, *held: Mapping) -> Obstacles:
+class EmptyNft:
+    """Lists one forward chain of ours and one of another's, and nothing in their tables."""
+
+    def __init__(self) -> None:
+        self.commands: list[str] = []
+
+    async def listed(self, command: str) -> Any:
+        self.commands.append(command)
+        chains = {"nfportd": "isolation_forward", "filter": "forward"} if command == "list chains" else {}
+        hooked = {"family": "inet", "type": "filter", "hook": "forward", "prio": 0, "policy": "accept"}
+        return {"nftables": [{"chain": {"table": table, "name": name, **hooked}} for table, name in chains.items()]}
+
+
+def looking(nft: BrokenNft | EmptyNft, *held: Mapping) -> Obstacles:
     content = SimpleNamespace(content=SimpleNamespace(mappings=dict.fromkeys(held, 0)))
     register = SimpleNamespace(held={"web": content})
     reconciler: Any = SimpleNamespace(register=register, enforcer=SimpleNamespace(topology=Topology(Network())))
@@ -70,3 +83,11 @@ def test_without_mappings_nothing_is_read() -> None:
 
     assert asyncio.run(looking(nft).look()) == []
     assert nft.asked == 0
+
+
+def test_our_own_table_is_not_among_those_of_others() -> None:
+    """It may have 65,000 elements, and stops nothing that came through a mapping."""
+    nft = EmptyNft()
+
+    assert asyncio.run(looking(nft, WEB).look()) == []
+    assert nft.commands == ["list chains", "list table inet filter"]

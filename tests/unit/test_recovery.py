@@ -45,6 +45,7 @@ def in_kernel(wished: dict[Mapping, int]) -> Elements:
         pytest.param(mapping("192.0.2.1:80-82", "10.88.0.11:80-82", masquerade="always"), id="address, always"),
         pytest.param(mapping("[2001:db8::1]:80", "[fd88::11]:80", masquerade="never"), id="address, never"),
         pytest.param(mapping(80, BOTH, masquerade="never"), id="never"),
+        pytest.param(mapping("80-81", ["10.88.0.11:90-91", "[fd88::11]:80-81"], isolate=True), id="isolate"),
         pytest.param(mapping(80, BOTH, sources=["192.0.2.0/24", "2001:db8::/32"]), id="sources"),
         pytest.param(mapping(80, BOTH, sources=["192.0.2.0/24"]), id="sources of one family"),
         pytest.param(mapping("[2001:db8::1]:80", "[fd88::11]:80", sources=["192.0.2.7"]), id="nobody"),

@@ -234,7 +234,8 @@ def test_a_protocol_that_is_none(protocol: str, found: str) -> None:
 
 
 KNOWN = (
-    "known keys are name, listen, protocol, targets, masquerade, on_change, comment, sources, shadow_listener, reserve"
+    "known keys are name, listen, protocol, targets, masquerade, on_change, comment, sources, shadow_listener, "
+    "reserve, isolate"
 )
 
 

@@ -10,12 +10,13 @@ import re
 import pytest
 
 from nfportd import ruleset
+from nfportd.listing import parse
 from nfportd.ruleset import Listed
 from tests.unit.listings import Listing, changed, concat, counted, extended, table, without
 
 
 def read(listing: Listing) -> Listed:
-    found = ruleset.parse(listing)
+    found = parse(listing)
     assert found is not None
     return found
 
@@ -68,7 +69,9 @@ def test_every_chain_is_flushed() -> None:
     flushed = {line.split()[-1] for line in commands(table()) if line.startswith("flush chain inet nfportd ")}
 
     admission = {"admission", "admit_addr4", "admit_addr6", "admit_any4", "admit_any6"}
-    assert flushed == {"prerouting", "output", "postrouting", "loopback_guard", "dispatch", "masquerading"} | admission
+    isolation = {"isolation", "isolation_forward", "isolation_output", "isolation_input"}
+    translation = {"prerouting", "output", "postrouting", "dispatch", "masquerading"}
+    assert flushed == {"loopback_guard", *translation, *admission, *isolation}
 
 
 def test_the_old_fingerprint_goes() -> None:
