@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import json
 import signal
 import socket
@@ -17,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -114,6 +116,8 @@ class _Clients:
         self._paths = paths
         self._found: list[Connection] = []
         self._under_way: Counter[str] = Counter()
+        # A port that comes again soon would meet what the kernel remembers of the flow before it.
+        self._sources = {way.name: itertools.cycle(range(10_000, 60_000)) for way in paths}
         self._ended = asyncio.Event()
 
     async def run(self) -> list[Connection]:
@@ -133,6 +137,8 @@ class _Clients:
     async def _once(self, path: Way) -> None:
         begun = time.monotonic()
         sock = _socket(path)
+        if path.proto == "udp":
+            self._bind(sock, path)
         try:
             async with asyncio.timeout(PATIENCE):
                 await _open(sock, path)
@@ -143,6 +149,12 @@ class _Clients:
             sock.close()
         self._under_way[path.name] -= 1
         self._found.append(Connection(path.name, begun, time.monotonic(), outcome))
+
+    def _bind(self, sock: socket.socket, path: Way) -> None:
+        for port in self._sources[path.name]:
+            with suppress(OSError):  # another way has it just now
+                sock.bind(("", port))
+                return
 
     async def _stream(self, path: Way) -> None:
         while not self._ended.is_set():
