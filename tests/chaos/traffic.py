@@ -161,15 +161,17 @@ class _Clients:
             with _socket(path) as sock:
                 outcome = ANSWERED
                 while outcome == ANSWERED and not self._ended.is_set():
-                    begun = time.monotonic()
+                    begun, opens = time.monotonic(), sock.getsockname()[1] == 0
                     try:
                         async with asyncio.timeout(STREAM_PATIENCE):
-                            if sock.getsockname()[1] == 0:
+                            if opens:
                                 await _open(sock, path)
                             outcome = await _ask(sock)
                     except OSError as error:
                         outcome = _name(error)
-                    self._found.append(Connection(path.name, begun, time.monotonic(), outcome))
+                    # Until it is open it is a connection like any other.
+                    name = path.name.replace("stream", "tcp") if opens else path.name
+                    self._found.append(Connection(name, begun, time.monotonic(), outcome))
                     await asyncio.sleep(QUESTION)
 
 
