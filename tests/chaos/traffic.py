@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import json
 import signal
 import socket
@@ -17,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -114,6 +116,8 @@ class _Clients:
         self._paths = paths
         self._found: list[Connection] = []
         self._under_way: Counter[str] = Counter()
+        # A port that comes again soon would meet what the kernel remembers of the flow before it.
+        self._sources = {way.name: itertools.cycle(range(10_000, 60_000)) for way in paths}
         self._ended = asyncio.Event()
 
     async def run(self) -> list[Connection]:
@@ -133,6 +137,8 @@ class _Clients:
     async def _once(self, path: Way) -> None:
         begun = time.monotonic()
         sock = _socket(path)
+        if path.proto == "udp":
+            self._bind(sock, path)
         try:
             async with asyncio.timeout(PATIENCE):
                 await _open(sock, path)
@@ -144,20 +150,28 @@ class _Clients:
         self._under_way[path.name] -= 1
         self._found.append(Connection(path.name, begun, time.monotonic(), outcome))
 
+    def _bind(self, sock: socket.socket, path: Way) -> None:
+        for port in self._sources[path.name]:
+            with suppress(OSError):  # another way has it just now
+                sock.bind(("", port))
+                return
+
     async def _stream(self, path: Way) -> None:
         while not self._ended.is_set():
             with _socket(path) as sock:
                 outcome = ANSWERED
                 while outcome == ANSWERED and not self._ended.is_set():
-                    begun = time.monotonic()
+                    begun, opens = time.monotonic(), sock.getsockname()[1] == 0
                     try:
                         async with asyncio.timeout(STREAM_PATIENCE):
-                            if sock.getsockname()[1] == 0:
+                            if opens:
                                 await _open(sock, path)
                             outcome = await _ask(sock)
                     except OSError as error:
                         outcome = _name(error)
-                    self._found.append(Connection(path.name, begun, time.monotonic(), outcome))
+                    # Until it is open it is a connection like any other.
+                    name = path.name.replace("stream", "tcp") if opens else path.name
+                    self._found.append(Connection(name, begun, time.monotonic(), outcome))
                     await asyncio.sleep(QUESTION)
 
 

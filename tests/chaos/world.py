@@ -63,7 +63,7 @@ class Confined(Daemon):
         holder = lab.host.popen(["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE)
         assert holder.stdout
         holder.stdout.readline()
-        self.prefix = ["nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", "--"]
+        self.prefix = ["nsenter", f"--target={holder.pid}", "--mount", "--root", "--"]
         self.inside = Path(f"/proc/{holder.pid}/root{self.dir}")
         self.socket = self.inside / "run/nfportd.sock"
 
