@@ -40,6 +40,7 @@ from nfportd.kernel.sysctl import Sysctls
 from nfportd.messages import Message, about
 from nfportd.model import Key, listens
 from nfportd.obstacles import Obstacles
+from nfportd.open_forward import OpenForward
 from nfportd.reconciler import Reconciler
 from nfportd.register import Register
 from nfportd.service import Service
@@ -113,6 +114,8 @@ async def _stop(kernel: Kernel, settings: Settings, ended_by: signal.Signals) ->
     # The loopback guard goes last.
     await kernel.host.release()
     await kernel.table.delete()
+    if settings.open_forward == "firewalld":
+        await OpenForward().close()
     _log.info("stopped", extra=told)
 
 
@@ -127,7 +130,8 @@ async def _work(kernel: Kernel, nft: Nft, store: Store, paths: Paths, settings: 
     dropins = DropIns(paths.dropins, paths.run_dir / "last-good")
     service = Service(register, kernel, nft, dropins)
     reconciler = service.reconciler = Reconciler(register, kernel, store, service.notices)
-    obstacles = service.obstacles = Obstacles(Nft(), reconciler, kernel.monitor.stirred)
+    opener = OpenForward() if settings.open_forward == "firewalld" else None
+    obstacles = service.obstacles = Obstacles(Nft(), reconciler, kernel.monitor.stirred, opener)
     promised = await recovery.promised(store, kernel.table.elements)
     source = _Source(reconciler, dropins, service, promised)
     app = _application(reconciler, service, source, settings)

@@ -21,6 +21,7 @@ from nfportd.kernel.nft import Nft, NftDied
 from nfportd.kernel.nft_rules import element, xt_parts
 from nfportd.messages import Message, about
 from nfportd.notation import Family
+from nfportd.open_forward import OpenForward
 from nfportd.reconciler import Reconciler
 from nfportd.ruleset import TABLE
 
@@ -30,6 +31,8 @@ _log = logging.getLogger(__name__)
 _SETTLE = 0.3
 #: Seconds from one look to the next.
 _PAUSE = 3.0
+#: Seconds after which a firewall that could not be asked to open is asked again.
+_AGAIN = 10.0
 #: Seconds for which who asks gets what was found last.
 _FRESH = 0.2
 #: The same after nft has crashed over others' rules (1.0.6 does over a table that a newer one gave an owner).
@@ -44,12 +47,18 @@ _LEGACY: dict[Family, Path] = {4: Path("/proc/net/ip_tables_names"), 6: Path("/p
 
 
 class Obstacles:
-    """What others' rules stop. `stirred`: set by who knows that rules or mappings have changed."""
+    """What others' rules stop. `stirred`: set by who knows that rules or mappings have changed.
 
-    def __init__(self, nft: Nft, reconciler: Reconciler, stirred: asyncio.Event) -> None:
+    `opener`: who opens what it can of that, where the settings want it.
+    """
+
+    def __init__(
+        self, nft: Nft, reconciler: Reconciler, stirred: asyncio.Event, opener: OpenForward | None = None
+    ) -> None:
         self._nft = nft
         self._reconciler = reconciler
         self._stirred = stirred
+        self._opener = opener
         self._turn = asyncio.Lock()
         self._looked, self._fresh = -_AFTER_CRASH, _FRESH
         self._trouble = ""
@@ -65,7 +74,9 @@ class Obstacles:
             await self._stirred.wait()
             await asyncio.sleep(_SETTLE)
             self._stirred.clear()
-            await self.look()
+            found = await self.look()
+            if self._opener and not await self._opener.follow(self._connections(), found):
+                asyncio.get_running_loop().call_later(_AGAIN, self._stirred.set)
             await asyncio.sleep(_PAUSE)
 
     async def look(self) -> list[Finding]:

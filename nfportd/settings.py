@@ -32,6 +32,9 @@ class Settings:
     new flow passes (13 is 0x2000). Other bits are never touched."""
     on_stop: Literal["remove", "keep"] = "remove"
     """What a stop does with the table, routes and sysctls: `remove` them, or `keep` them in force."""
+    open_forward: Literal["off", "firewalld"] = "off"
+    """`firewalld`: ask firewalld, where its `StrictForwardPorts=yes` stops mappings, to let them through, until they
+    are gone or nfportd stops; it takes a polkit rule (docs/firewalls.md). `off` only reports it."""
     group: Text = "nfportd"
     """Members of this group may do everything over the API, as root may."""
     access: tuple[Rule, ...] = ()

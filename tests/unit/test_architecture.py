@@ -30,7 +30,7 @@ ORDER = (
     ("firewalls",),
     ("wishes", "access"),
     ("register",),
-    ("settings",),
+    ("settings", "open_forward"),
     ("events", "metrics", "limits", "shared"),
     ("kernel.nft_flags",),
     ("kernel.sysctl", "kernel.nft", "kernel.nft_rules", "kernel.conntrack", "kernel.network", "kernel.nft_monitor"),
@@ -153,6 +153,7 @@ def test_sources_know_no_nft_and_no_kernel(name: str) -> None:
         ("asyncinotify", {"nfportd.sources.watch", "nfportd.kernel.netns_paths"}),
         ("systemd", {"nfportd.journal", "nfportd.unit"}),
         ("click", {"nfportd.__main__", "nfportd.changes", "nfportd.cli"}),
+        ("jeepney", {"nfportd.open_forward"}),
         ("pyroute2", {"nfportd.kernel.conntrack", "nfportd.kernel.network"}),
     ],
 )

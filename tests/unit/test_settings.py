@@ -44,6 +44,8 @@ def test_the_example_sets_nothing_and_names_every_setting() -> None:
         ("mark_bit: 0", Settings(mark_bit=0)),
         ("mark_bit: 31", Settings(mark_bit=31)),
         ("on_stop: keep", Settings(on_stop="keep")),
+        ("open_forward: off", Settings(open_forward="off")),
+        ("open_forward: firewalld", Settings(open_forward="firewalld")),
     ],
 )
 def test_a_setting(file: Path, line: str, expected: Settings) -> None:
@@ -62,7 +64,10 @@ def test_a_setting(file: Path, line: str, expected: Settings) -> None:
         ("manage_sysctls: maybe\n", "1:17: manage_sysctls: found 'maybe'; write true or false"),
         ("manage_sysctls: [true]\n", "1:17: manage_sysctls: found a list; write true or false"),
         ("on_stpo: keep\n", "1:1: unknown key 'on_stpo'; did you mean on_stop?"),
-        ("xyzzy: 1\n", "1:1: unknown key 'xyzzy'; known keys are manage_sysctls, mark_bit, on_stop, group, access"),
+        (
+            "xyzzy: 1\n",
+            "1:1: unknown key 'xyzzy'; known keys are manage_sysctls, mark_bit, on_stop, open_forward, group, access",
+        ),
         ("[]\n", "1:1: found a list; write a mapping of keys"),
         (
             "mark_bit: 1\nmark_bit: 2\n",
