@@ -39,8 +39,8 @@ define install
 	fi
 endef
 
-.PHONY: help demo test test-runtimes test-trixie lint audit fuzz bench run install uninstall deb deb-trixie manual
-.PHONY: lock venv packages clean
+.PHONY: help demo test test-runtimes test-trixie lint audit fuzz chaos soak bench run install uninstall deb deb-trixie
+.PHONY: manual lock venv packages clean
 
 help: ## this text
 	@sed -nE 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -59,6 +59,12 @@ test-runtimes: venv ## containerd, podman, nspawn and LXC publish ports here (ro
 
 test-trixie: venv ## the test suite on Debian 13 userland: nft 1.1.3, Python 3.13 (root)
 	tests/trixie.sh $(PYTEST_ARGS)
+
+chaos: venv ## faults of all kinds under traffic and requests for ten minutes (root); CHAOS_SEED, CHAOS_SECONDS
+	CHAOS_SECONDS=$${CHAOS_SECONDS:-600} $(BIN)/python -m pytest -x -s tests/chaos $(PYTEST_ARGS)
+
+soak: venv ## a million changes: memory and descriptors must stay flat (root; half an hour)
+	$(BIN)/python -m bench.soak
 
 lint: venv ## ruff check, ruff format --check, mypy --strict, bandit
 	$(BIN)/ruff check

@@ -113,6 +113,11 @@ class Reader:
         """Whether somebody has touched our table, and everything of that transaction has been told."""
         return bool(self._drift) and not self._touched
 
+    @property
+    def pending(self) -> bool:
+        """Whether somebody has touched our table, or is just being told to have done so."""
+        return bool(self._drift) or self._touched
+
     def take(self) -> Drift:
         """What has gathered since the last time."""
         if not self.ready:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Hashable, Iterable, Mapping as AbstractMapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping as AbstractMapping
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol as Interface
 
 from nfportd import desired, flows, topology
 from nfportd.desired import ABSENT, Absent, Claim, Delta, Desired, Elements, Parts, Slot, Touched
@@ -23,9 +23,9 @@ from nfportd.kernel.network import NetworkWatch
 from nfportd.kernel.nft_monitor import NftMonitor
 from nfportd.kernel.ports import LocalPorts
 from nfportd.messages import Message, about
-from nfportd.model import Key, Mapping
+from nfportd.model import Key, Mapping, Protocol
 from nfportd.pace import Pace
-from nfportd.table import Table
+from nfportd.table import Table, Written
 from nfportd.topology import Topology, Unreached
 
 _log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Kernel(NamedTuple):
     ports: LocalPorts
 
 
-class Watcher(Protocol):
+class Watcher(Interface):
     """Who is told what the kernel took, refused, and was made to take again."""
 
     def transaction(self, seconds: float, *, ok: bool) -> None:
@@ -81,6 +81,8 @@ class Enforcer:
         self.compare_all = True
         #: Whether what was refused may fit now.
         self.room = False
+        # Passes in a row that failed, and when, by the steady clock, one that nobody wished for may be tried again.
+        self._failures, self._not_before = 0, 0.0
 
     @property
     def topology(self) -> Topology:
@@ -96,8 +98,9 @@ class Enforcer:
         """Seconds until there is something to do without a wish; None: not until something happens."""
         if self.room:
             return 0.0
+        now = time.monotonic()
         if self._monitor.ready or self._network.changed or self._table.uncertain:
-            return self._repairs.pace.delay(time.monotonic())
+            return max(self._repairs.pace.delay(now), self._not_before - now, 0.0)
         return RETRY if self.refused or self._desired.blocked or self.compare_all else None
 
     def in_force(self, key: Key) -> bool:
@@ -120,23 +123,27 @@ class Enforcer:
         """
         self.room = False
         try:
-            return await self._enforce(touched, retried=retried)
+            refused = await self._enforce(touched, retried=retried)
         except BaseException:
             # Nobody knows how far it came.
             self._table.uncertain = self.compare_all = True
+            self._failures += 1
+            self._not_before = time.monotonic() + min(RETRY, 2.0**self._failures)
             raise
+        if self._failures:
+            _log.warning("in force again, after %d attempts that failed", self._failures)
+        self._failures, self._not_before = 0, 0.0
+        return refused
 
     async def _enforce(self, touched: Touched, *, retried: bool) -> dict[Claim, str]:
         started = time.monotonic()
         undone = await self._follow_network()
         drift = self._monitor.take()
+        gone: Elements | None = {}
         if drift or self._table.uncertain:
-            # Where elements went that no notification named, all is compared.
-            self.compare_all |= await self._table.follow(drift)
+            gone = await self._table.follow(drift)
         written = await self._table.commit(
-            lambda: self._delta_of_all() if self.compare_all else self._delta(touched, drift.elements),
-            self._delta_of_all,
-            self._label,
+            lambda: self._delta(touched, drift.elements, gone), self._delta_of_all, self._label
         )
         self.compare_all = False
         took = time.monotonic() - started
@@ -144,9 +151,11 @@ class Enforcer:
             self._watcher.transaction(took, ok=not written.refused)
         self.elements_added, self.elements_removed = len(written.change.add), len(written.change.remove)
         await self._table.seal()
+        if self._monitor.quiet():
+            self._table.caught_up()
         refused = self._note_refused(written.refused, tried=retried)
         self.room = bool(self.refused and not retried and written.change.remove)
-        await self._flush(written.change, touched)
+        await self._flush(written, touched)
         if drift or undone:
             self._repairs.note(drift, undone, written.change, took)
             self._repairs.spend(time.monotonic() - started)
@@ -185,8 +194,9 @@ class Enforcer:
         self.unreached = unreached
         return undone
 
-    def _delta(self, touched: Touched, drifted: Iterable[Slot]) -> Delta:
-        if self.refused:
+    def _delta(self, touched: Touched, drifted: Iterable[Slot], gone: Elements | None) -> Delta:
+        """What the touched keys and the slots of a drift need; `gone`: what was right, and went with its set."""
+        if self.refused or self.compare_all or gone is None:
             # Where a mapping was refused the kernel may hold elements of an older claim than `touched` names.
             return self._delta_of_all()
         elements = self._table.elements
@@ -195,7 +205,13 @@ class Enforcer:
         for slot in drifted:
             if key := desired.key_of(slot):
                 keys.setdefault(key, self._desired.holder(key))
-        wanted = self._desired.wanted(keys)
+        wanted: dict[Slot, Parts | Absent | None] = {
+            Slot(name, key): value
+            for name, inside in gone.items()
+            if name not in present
+            for key, value in inside.items()
+        }
+        wanted |= self._desired.wanted(keys)
         for slot in drifted:
             wanted.setdefault(slot, self._desired.isolation(slot))
         return self._against(present, wanted)
@@ -217,9 +233,9 @@ class Enforcer:
         key = desired.key_of(slot)
         return (self._desired.holder(key) if key else self._desired.isolator(slot)) or slot
 
-    async def _flush(self, change: Delta, touched: Touched) -> None:
+    async def _flush(self, written: Written, touched: Touched) -> None:
         """Delete the flows that would go on to an old target, or whose source may not connect any more."""
-        moved = []
+        change, moved = written.change, list(self._passed_by() if written.chains else ())
         for slot in change.remove | change.add:
             key = desired.key_of(slot)
             if key and slot == desired.slots(key)[0]:
@@ -230,9 +246,21 @@ class Enforcer:
         local = self._topology.network.addresses
         stale = list(flows.stale(moved, endpoint, local))
         barred = list(flows.barred(flows.narrowed(change), self._follows, endpoint, local))
-        if stale or barred:
+        if not stale and not barred:
+            return
+        if touched:
             await self._conntrack.delete(stale, barred)
-            self._watcher.flushed(len(stale) + len(barred))
+        else:
+            # Nobody waits for an answer, but the next repair would.
+            self._conntrack.delete_later(stale, barred)
+        self._watcher.flushed(len(stale) + len(barred))
+
+    def _passed_by(self) -> Iterator[Moved]:
+        """Every key whose flows may have begun without a target, while the chains were not as they must be."""
+        for slot in desired.all_slots(self._table.elements):
+            # TCP flows end by themselves.
+            if Protocol.TCP not in slot.key and (key := desired.key_of(slot)) and slot == desired.slots(key)[0]:
+                yield Moved(key, None, desired.endpoint_in(self._table.elements, key), cut=False)
 
     def _follows(self, key: Key) -> Mapping | None:
         holder = self._desired.holder(key)

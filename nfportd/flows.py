@@ -19,13 +19,14 @@ from nfportd.notation import Family
 
 
 class StaleFlows(NamedTuple):
-    """Conntrack entries: to an address (None: any) and port, answered by an endpoint (None: whoever)."""
+    """Conntrack entries: to an address (None: any) and port, answered by an endpoint (None: whoever but `spared`)."""
 
     family: Family
     protocol: Protocol
     address: str | None
     port: int
     answered_by: Endpoint | None
+    spared: Endpoint | None = None
 
 
 class Moved(NamedTuple):
@@ -49,20 +50,20 @@ def stale(
     addresses.
     """
     addresses = {4: [a for f, a in local if f == 4], 6: [a for f, a in local if f == 6]}
-    for key, before, _, cut in moved:
+    for key, before, after, cut in moved:
         if key.protocol is Protocol.TCP and not (before and cut):
             continue
         if key.address is not None:
-            yield _at(key, key.address, before)
+            yield _at(key, key.address, before, after)
             continue
         narrower = [a for a in addresses[key.family] if endpoint(key._replace(address=a))]
         if before and not any(endpoint(key._replace(address=a)) == before for a in narrower):
-            yield _at(key, None, before)
+            yield _at(key, None, before, after)
             continue
         # Whoever answered before the mapping; or only the old target, told from a narrower key with the same one.
         for address in addresses[key.family]:
             if address not in narrower:
-                yield _at(key, address, before)
+                yield _at(key, address, before, after)
 
 
 class Barred(NamedTuple):
@@ -125,5 +126,6 @@ def barred(
         yield Barred(key, target, desired.of_family(follows.sources, key.family), addresses, narrower)
 
 
-def _at(key: Key, address: str | None, answered_by: Endpoint | None) -> StaleFlows:
-    return StaleFlows(key.family, key.protocol, address, key.port, answered_by)
+def _at(key: Key, address: str | None, before: Endpoint | None, after: Endpoint | None) -> StaleFlows:
+    # An element that somebody removed for a moment comes back: what still goes to its target is right.
+    return StaleFlows(key.family, key.protocol, address, key.port, before, None if before else after)

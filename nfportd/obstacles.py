@@ -74,6 +74,8 @@ class Obstacles:
             if time.monotonic() - self._looked > self._fresh:
                 self._fresh = _FRESH
                 await self._look()
+                # Looks are rare, and a process that waits for them takes memory.
+                self._nft.close()
                 self._looked = time.monotonic()
             return self._found
 

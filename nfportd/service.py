@@ -7,6 +7,7 @@ together in one place.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import logging
 import os
@@ -18,6 +19,7 @@ from typing import Any
 from nfportd import desired
 from nfportd.desired import Absent, Claim, Parts, Slot
 from nfportd.enforcer import Kernel
+from nfportd.errors import NfportdError
 from nfportd.events import Events
 from nfportd.kernel.lifetimes import Lifetimes, incarnation
 from nfportd.kernel.nft import Nft
@@ -44,7 +46,7 @@ class Service:
         self.notices = Notices(register, self.events, self.metrics, kernel.monitor.stirred)
         self.reconciler: Reconciler | None = None
         self.obstacles: Obstacles | None = None
-        self._table = kernel.table
+        self._table, self._monitor = kernel.table, kernel.monitor
         self._host = kernel.host
         self._state = Shared(kernel.table.state)
         self._listing = Shared(nft.list_table)
@@ -91,6 +93,7 @@ class Service:
 
     async def drift(self, owner: str) -> AbstractMapping[Mapping, str]:
         """The owner's mappings that the kernel has not as we left them, and why; costs as much as their keys."""
+        await self._settle()
         held = self.register.held.get(owner)
         claims = [Claim(owner, line, mapping) for mapping, line in held.content.mappings.items()] if held else []
         state = await self._table.state()
@@ -102,6 +105,15 @@ class Service:
         reason = "elements of it in table inet nfportd were removed or changed by somebody else"
         return {mapping: reason for mapping, each in wanted.items() if not await self._table.holds(each)}
 
+    async def _settle(self) -> None:
+        """Let what others have done so far be repaired first, where it can be."""
+        assert self.reconciler
+        if self._monitor.quiet() and not self._table.uncertain:
+            return
+        with contextlib.suppress(NfportdError, TimeoutError):
+            async with asyncio.timeout(_SETTLE):
+                await self.reconciler.fulfil(Wish(owners={}))
+
     def _elements(self, claim: Claim) -> dict[Slot, Parts | None]:
         """What should be in the kernel for a claim: nothing for keys that it waits for or that are refused."""
         if claim in self._refused():
@@ -112,6 +124,7 @@ class Service:
 
     async def status(self) -> dict[str, Any]:
         """Everything that a person who looks for a fault wants to know first."""
+        await self._settle()
         return {
             "version": importlib.metadata.version("nfportd"),
             "pid": os.getpid(),
@@ -174,6 +187,9 @@ class Service:
     def _waiting(self) -> int:
         return len(self.register.waiting(self.register.desired.contested))
 
+
+#: Seconds for which an answer about the kernel waits for a repair.
+_SETTLE = 1.0
 
 _MAPS = ("addr4", "addr6", "any4", "any6")
 

@@ -31,6 +31,8 @@ class Written(NamedTuple):
 
     change: Delta
     refused: dict[Hashable, str]
+    #: Whether chains were written, so that until then packets may have passed without them.
+    chains: bool = False
 
 
 #: How the table's chains, sets and rules are, against what was written.
@@ -52,8 +54,8 @@ class Table:
         # Chains, sets and rules as nft listed them after they were written.
         self._skeleton: ruleset.Skeleton | None = None
         self._sealed = True
-        # What was written last: notifications of others may be older than it.
-        self._last = Delta({}, {})
+        # What was written since it is not known that all notifications still to come are younger (`caught_up`).
+        self._written: set[Slot] = set()
         self._doubted = False
 
     @property
@@ -80,16 +82,16 @@ class Table:
         if lacking:
             _log.info("no flags owner, persist here (%s): other programs can change the table", lacking)
         try:
+            flags = self._nft.flags()
+            # A table that was made without an owner keeps having none.
+            self._flags = ruleset.OWNED if can_own and (flags is None or "persist" in flags) else ()
             found = await self._read()
             if found is None:
-                self._flags = ruleset.OWNED if can_own else ()
                 # Before everything else, for its loopback guard must stand when sysctls open the loopback.
                 await self._anew()
                 return
-            if can_own and "persist" in found.flags:
-                # The kernel takes the flag owner away when an owner ends; so nobody else writes from here on.
-                self._flags = ruleset.OWNED
-                await self._own()
+            # The kernel takes the flag owner away when an owner ends; so nobody else writes from here on.
+            await self._own()
             self._take_over(found)
             if self._prologue and not ruleset.sets_to_replace(found):
                 # The same order; only sets that are made anew wait for the delta that fills them.
@@ -100,11 +102,14 @@ class Table:
         count = sum(map(len, found.elements.values()))
         how = "; its sets are of another version and are made anew" if self._prologue else ""
         _log.info("adopted table inet %s with %d elements%s", ruleset.TABLE, count, how)
-        if can_own and "persist" not in found.flags:
+        if can_own and not self.owned:
             _log.info("the table keeps having no owner; it gets one when it is made anew, after a stop")
 
     async def _read(self) -> ruleset.Listed | None:
         """Our table, or None, where it is missing or must be made anew."""
+        self._unreadable = ""
+        if not await self._usable():
+            return None
         try:
             return await self._nft.list_table()
         except NftDied:
@@ -112,10 +117,26 @@ class Table:
         try:
             return await self._nft.list_table()
         except NftDied as died:
-            # nft 1.0.6 crashes on a table that nft 1.1.3 gave an owner (the flag persist); it can still delete it.
-            _log.warning("the table cannot be listed (%s); it is made anew", died)
-            self._unreadable = f"delete table inet {ruleset.TABLE}\n"
+            self._condemn(f"cannot be listed ({died})")
             return None
+
+    async def _usable(self) -> bool:
+        """See that nft can list and change the table that is there; False where it must be made anew for that."""
+        flags = self._nft.flags() or ()
+        if strange := set(flags) - {"dormant", *self._flags}:
+            if "owner" in strange:
+                # The kernel takes this flag away when the owner ends.
+                raise KernelRefused(f"another process owns table inet {ruleset.TABLE}; it must delete it, or end")
+            # nft 1.0.6 does not know it; and the kernel lets nobody change a table who leaves its flags out.
+            self._condemn(f"has flags of a newer nft ({', '.join(sorted(strange))})")
+            return False
+        if "dormant" in flags:
+            await self._nft.run(ruleset.empty_table(self._flags))
+        return True
+
+    def _condemn(self, why: str) -> None:
+        _log.warning("the table %s; it is made anew", why)
+        self._unreadable = f"delete table inet {ruleset.TABLE}\n"
 
     async def _anew(self) -> None:
         """Write the skeleton now; where it takes the place of a table, with the first delta, which fills it."""
@@ -142,39 +163,44 @@ class Table:
         self.elements = found.elements
         self._prologue = ""
         self._skeleton = found.skeleton
-        odd = "dormant" in found.flags or ruleset.has_others(found)
-        if odd or found.fingerprint != ruleset.fingerprint(self._mark_bit, found):
+        if ruleset.has_others(found) or found.fingerprint != ruleset.fingerprint(self._mark_bit, found):
             self._prologue = ruleset.refill(found, self._mark_bit, self._flags)
 
-    async def follow(self, drift: Drift) -> bool:
+    def caught_up(self) -> None:
+        """All notifications that are older than what we wrote last have been followed."""
+        self._written.clear()
+
+    async def follow(self, drift: Drift) -> Elements | None:
         """Learn what others did to the table: then the mirror has what the kernel holds, and the next commit mends it.
 
-        Reads everything only where notifications were lost, or cross with a transaction of ours. Returns whether more
-        than the drift's elements may differ from what was there before.
+        Reads everything only where notifications were lost, or cross with a transaction of ours. Returns the elements
+        that went together with their set; None where nobody can know what was there before.
         """
-        crossed = drift.elements.keys() & (self._last.remove.keys() | self._last.add.keys())
-        if self._doubted or drift.lost or crossed:
+        if self._doubted or drift.lost or drift.elements.keys() & self._written:
             await self._reread()
-            return True
+            return None
         if self._nft.died:
             await self._own()
+        before = dict(self.elements)
         if drift.skeleton:
             await self._follow_skeleton()
         for name in drift.emptied:
             self.elements[name] = {}
+        gone = {name: inside for name, inside in before.items() if inside and not self.elements.get(name)}
         for slot, value in drift.elements.items():
             inside = self.elements.setdefault(slot.set, {})
             if isinstance(value, Absent):
                 inside.pop(slot.key, None)
             else:
                 inside[slot.key] = value
-        return bool(drift.emptied or self._prologue)
+        return gone
 
     async def _follow_skeleton(self) -> None:
-        found = await self._nft.list_table(elements=False)
+        found = await self._nft.list_table(elements=False) if await self._usable() else None
         if found is None:
             self._forget()
-        elif found.skeleton != self._skeleton or found.flags != self._flags:
+        else:
+            # Also where it is as it was listed after our last write: that may have come before the listing.
             self._prologue = ruleset.refill(found, self._mark_bit, self._flags)
             for name in {*ruleset.sets_to_replace(found), *(self.elements.keys() - found.sets.keys())}:
                 self.elements[name] = {}
@@ -197,15 +223,16 @@ class Table:
         halved until single parts (slots of one label) remain that the kernel refuses. All others are written.
         Raises KernelRefused where not even the skeleton can be written.
         """
-        change = delta()
+        change, chains = delta(), bool(self._prologue)
         try:
             await self._write(change)
-            return Written(change, {})
+            return Written(change, {}, chains)
         except KernelRefused as refusal:
             _log.warning("nft refused a transaction of %d elements: %s", len(change.add | change.remove), refusal)
         await self._reread()
+        chains |= bool(self._prologue)
         await self._write(Delta({}, {}))
-        written = Written(Delta({}, {}), {})
+        written = Written(Delta({}, {}), {}, chains)
         await self._isolate(_parts(anew(), label), written)
         return written
 
@@ -214,7 +241,7 @@ class Table:
         if change or prologue:
             await self._nft.run(prologue + ruleset.text(change))
         desired.apply(self.elements, change)
-        self._last = change
+        self._written |= change.remove.keys() | change.add.keys()
         if prologue:
             self._prologue = self._unreadable = ""
             self._sealed = False
@@ -255,10 +282,11 @@ class Table:
 
     async def state(self) -> State:
         """What has become of the table, its elements apart. Costs the same at any number of mappings."""
-        found = await self._nft.list_table(elements=False)
-        if found is None:
+        flags = self._nft.flags()
+        if flags is None:
             return "missing"
-        return "intact" if found.skeleton == self._skeleton and found.flags == self._flags else "changed"
+        found = await self._nft.list_table(elements=False) if flags == self._flags else None
+        return "intact" if found and found.skeleton == self._skeleton else "changed"
 
     async def holds(self, elements: dict[Slot, Parts | None]) -> bool:
         """Whether the kernel has these elements with these values; two dry runs, for nft lists no chosen elements."""

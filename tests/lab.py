@@ -234,6 +234,8 @@ class Daemon:
         places["--state-dir"] = self.dir / "state"
         self.arguments = [part for option, place in places.items() for part in (option, str(place))]
         self.arguments += arguments
+        #: What runs the program, such as nsenter; it must become it.
+        self.prefix: list[str] = []
         self.process: subprocess.Popen[str] | None = None
         lab.daemons.append(self)
 
@@ -261,7 +263,7 @@ class Daemon:
         environment.pop("NOTIFY_SOCKET", None)
         with self._log.open("a") as log:
             self.process = self.space.popen(
-                [*self.command(), *self.arguments],
+                [*self.prefix, *self.command(), *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,14 +1,15 @@
 """Connection tracking: delete entries by a filter that the kernel applies.
 
 Must not know mappings. The one idea: one request with CTA_FILTER (Linux 5.8, net/netfilter/nf_conntrack_netlink.c)
-walks the table in the kernel and nothing is dumped. There are two exceptions. IPv6 addresses in such a filter match
+walks the table in the kernel and nothing is dumped. There are exceptions. IPv6 addresses in such a filter match
 everything but themselves (ctnetlink_filter_match_tuple, seen on Linux 6.18), so the kernel filters IPv6 flows by
-protocol and port only, and the rest is picked here. And a walk takes 0.2 to 0.6 ms with 262,144 buckets, so for very
-many keys at once one dump of their protocol is cheaper.
+protocol and port only, and the rest is picked here; so are flows that are told by who does not answer them. And a walk
+takes 0.2 to 0.6 ms with 262,144 buckets, so for very many keys at once one dump of their protocol is cheaper.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import socket
@@ -44,16 +45,34 @@ class Conntrack:
 
     def __init__(self) -> None:
         self._sockets: dict[Family, AsyncNFCTSocket] = {}
+        self._turn = asyncio.Lock()
+        self._due: dict[StaleFlows | Barred, None] = {}
+        self._working: asyncio.Task[None] | None = None
 
     def close(self) -> None:
         """Close the sockets."""
+        if self._working:
+            self._working.cancel()
         for sock in self._sockets.values():
             sock.close()
 
     async def delete(self, stale: Sequence[StaleFlows], barred: Sequence[Barred] = ()) -> None:
         """Delete the entries that match any of these. A refusal is logged, and the rest goes on."""
-        await self._delete_barred(barred)
-        await self._delete_stale(stale)
+        async with self._turn:
+            await self._delete_barred(barred)
+            await self._delete_stale(stale)
+
+    def delete_later(self, stale: Sequence[StaleFlows], barred: Sequence[Barred]) -> None:
+        """The same, without waiting for it: a dump of thousands of flows takes a second."""
+        self._due |= dict.fromkeys([*stale, *barred])
+        if self._working is None or self._working.done():
+            self._working = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        while self._due:
+            due, self._due = self._due, {}
+            stale = [each for each in due if isinstance(each, StaleFlows)]
+            await self.delete(stale, [each for each in due if isinstance(each, Barred)])
 
     async def _delete_barred(self, barred: Sequence[Barred]) -> None:
         """Delete translated entries by their source, from dumps of their ports."""
@@ -75,15 +94,19 @@ class Conntrack:
             _log.warning("conntrack did not delete flows of sources that may not connect any more (%s)", error)
 
     async def _delete_stale(self, stale: Sequence[StaleFlows]) -> None:
+        by_filter = [flows for flows in stale if flows.family == 4 and flows.answered_by]
+        by_port: dict[tuple[Family, Protocol, int], list[StaleFlows]] = {}
+        for flows in stale:
+            if flows.family == 6 or not flows.answered_by:
+                by_port.setdefault((flows.family, flows.protocol, flows.port), []).append(flows)
         try:
-            if len(stale) > MANY:
+            if len(by_filter) + len(by_port) > MANY:
                 await self._pick(stale)
                 return
-            for flows in stale:
-                if flows.family == 4:
-                    await self._delete(flows)
-                else:
-                    await self._pick([flows], port=flows.port)
+            for flows in by_filter:
+                await self._delete(flows)
+            for (_, _, port), picked in by_port.items():
+                await self._pick(picked, port)
         except (NetlinkError, OSError) as error:
             _log.warning("conntrack did not delete stale flows (%s); UDP clients may see their old target", error)
 
@@ -108,17 +131,19 @@ class Conntrack:
 
     async def _pick(self, stale: Sequence[StaleFlows], port: int | None = None) -> None:
         """Delete the entries that match, one by one, from a dump of their protocols and, if given, one port."""
-        wanted: dict[tuple[Family, Protocol], dict[tuple[str | None, int], set[Endpoint | None]]] = {}
+        wanted: dict[tuple[Family, Protocol], dict[tuple[str | None, int], list[StaleFlows]]] = {}
         for flows in stale:
             by_listen = wanted.setdefault((flows.family, flows.protocol), {})
-            by_listen.setdefault((flows.address, flows.port), set()).add(flows.answered_by)
+            by_listen.setdefault((flows.address, flows.port), []).append(flows)
         for (family, protocol), by_listen in wanted.items():
             for entry in await self._entries(family, protocol, port):
-                original = entry.original
-                for listen in ((original.daddr, original.dport), (None, original.dport)):
-                    if by_listen.get(listen, set()) & {entry.answered_by, None}:
-                        await self._delete_one(self._socket(family), original)
-                        break
+                original, answered = entry.original, entry.answered_by
+                there = [
+                    *by_listen.get((original.daddr, original.dport), ()),
+                    *by_listen.get((None, original.dport), ()),
+                ]
+                if any(f.answered_by in (None, answered) and f.spared != answered for f in there):
+                    await self._delete_one(self._socket(family), original)
 
     async def _entries(self, family: Family, protocol: Protocol, port: int | None) -> list[_Entry]:
         """Every entry of a protocol and, if given, one original port."""

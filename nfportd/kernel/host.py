@@ -38,6 +38,7 @@ class Host:
         self._sysctls = sysctls
         # What was so when it was last looked at.
         self._allowed: set[Forward | Loopback] = set()
+        self._names: dict[int, str] = {}
 
     async def allow(self, needs: AbstractSet[Need], network: Network) -> list[str]:
         """Make the host do what is needed. It stays so until `release`, for running flows still need it then, and
@@ -46,6 +47,7 @@ class Host:
         Returns what had been so and was undone by somebody, for people; it is so again.
         """
         needed = {need for need in needs if isinstance(need, (Forward, Loopback))}
+        self._follow_names(network)
         parameters = {parameter: need for need in needed if (parameter := _parameter(need))}
         if sysctl.IPV6_FORWARD in parameters and sysctl.read(sysctl.IPV6_FORWARD) == "0":
             self._warn_of_advertised_routes(network)
@@ -56,10 +58,20 @@ class Host:
         for link in sorted(loopback.keys() - await self._network.loopback_links(), key=lambda each: each.index):
             await self._network.set_loopback(link, present=True)
             _log.info("added route local ::1 dev %s", link.name)
-            mended[loopback[link]] = f"route local ::1 dev {link.name}"
+            if link.index not in self._network.moved:
+                mended[loopback[link]] = f"route local ::1 dev {link.name}"
         undone = [text for need, text in mended.items() if need in self._allowed]
         self._allowed = needed
         return undone
+
+    def _follow_names(self, network: Network) -> None:
+        """Parameters of a link go with it to a new name; what must be given back is remembered by name."""
+        names = {link.index: link.name for link in network.links}
+        renamed = {name: names[index] for index, name in self._names.items() if names.get(index, name) != name}
+        self._names = names
+        if renamed:
+            parameter = sysctl.route_localnet
+            self._sysctls.rename({parameter(old): parameter(new) for old, new in renamed.items()})
 
     async def watch(self) -> None:
         """Look again and again, for ever, whether parameters of which the kernel tells nobody are as they must be."""

@@ -23,7 +23,7 @@ from typing import Any
 
 from nfportd import listing, ruleset
 from nfportd.errors import KernelRefused, NotPossible
-from nfportd.kernel import nft_worker
+from nfportd.kernel import nft_flags, nft_worker
 from nfportd.kernel.nft_worker import DRY_RUN, HEADER, JSON, TERSE
 from nfportd.ruleset import Listed
 
@@ -60,9 +60,13 @@ class Nft:
         self.died = False
 
     def close(self) -> None:
-        """End the child when it has answered what it was asked, and give up the table's ownership with its socket."""
+        """End the child when it has answered what it was asked, and give up the table's ownership with its socket.
+
+        Who asks later gets another child.
+        """
         if self._child:
             self._child.end()
+            self._child = None
 
     async def run(self, text: str) -> None:
         """Run nft text as one transaction.
@@ -73,21 +77,34 @@ class Nft:
 
     async def list_table(self, *, elements: bool = True) -> Listed | None:
         """Our table, or None. Without elements the cost does not depend on the number of mappings."""
-        # nft 1.0.6 fetches every element for `list tables` and `list table`, be it terse or not: 0.8 s for 60,000.
-        found = _read(await self._ask(JSON | TERSE, "list ruleset inet"))
-        if not elements or found is None:
-            return found
+        tables = self._tables()
+        if ruleset.TABLE not in tables:
+            return None
+        # nft 1.0.6 fetches every element for `list table`, be it terse or not: 0.8 s for 60,000. But it must not be
+        # asked for a table that has one flag, also another program's: it spoils its memory (nft_flags).
+        risky = any(len(flags) == 1 for name, flags in tables.items() if name != ruleset.TABLE)
+        what = f"table inet {ruleset.TABLE}" if elements or risky else "ruleset inet"
         try:
-            found = _read(await self._ask(JSON, f"list table inet {ruleset.TABLE}"))
+            found = _read(await self._ask(JSON if elements else JSON | TERSE, f"list {what}"))
         except NftDied:
             raise
         except KernelRefused:
-            # Somebody may have deleted it between.
-            if await self.list_table(elements=False):
-                raise
-            return None
-        _libc.malloc_trim(0)
-        return found
+            if self.flags() is None:
+                return None  # somebody has deleted it between
+            raise
+        if elements:
+            _libc.malloc_trim(0)
+        return found and found._replace(flags=tables[ruleset.TABLE])
+
+    def flags(self) -> ruleset.Flags | None:
+        """The flags of our table by the kernel's own word; None where there is no table. Raises KernelRefused."""
+        return self._tables().get(ruleset.TABLE)
+
+    def _tables(self) -> dict[str, ruleset.Flags]:
+        try:
+            return nft_flags.of_tables()
+        except OSError as error:
+            raise KernelRefused(f"tables cannot be read: {error.strerror or error}") from None
 
     async def listed(self, command: str) -> Any:
         """What nft lists, of any table, without the elements of sets. Raises KernelRefused, also where there is no

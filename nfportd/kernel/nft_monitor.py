@@ -79,15 +79,20 @@ class NftMonitor:
         """What others have done to our table since this was asked last."""
         return self._reader.take()
 
-    def _drain(self) -> None:
-        before = self._reader.transactions
+    def quiet(self) -> bool:
+        """Whether there is no news now: then what comes from here on is younger than what has been written."""
+        return self._drain() and not self._reader.pending
+
+    def _drain(self) -> bool:
+        """Read what has come; whether that was all."""
+        before, all_read = self._reader.transactions, False
         try:
             for _ in range(_AT_ONCE):
                 datagram, (sender, _) = self._socket.recvfrom(_DATAGRAM)
                 if sender == 0:  # the kernel; any process with privileges could write to us as well
                     self._reader.feed(datagram)
         except BlockingIOError:
-            pass
+            all_read = True
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
@@ -97,3 +102,4 @@ class NftMonitor:
             self.stirred.set()
         if self._reader.ready:
             self._wake()
+        return all_read

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping as AbstractMapping
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
@@ -70,6 +71,12 @@ class Sysctls:
                 self._set(name)
         self._missing = {name for name in lacking if read(name) not in ("1", "2")}
         return lacking - self._missing
+
+    def rename(self, names: AbstractMapping[str, str]) -> None:
+        """Parameters that have other names now are given back by those."""
+        if names.keys() & self._before.keys():
+            self._before = {names.get(name, name): before for name, before in self._before.items()}
+            self._save()
 
     def release(self) -> None:
         """Give back what nfportd set, where it still has nfportd's value."""

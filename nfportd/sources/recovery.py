@@ -6,6 +6,7 @@ the elements serve on under an owner of their own until somebody claims their ke
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping as AbstractMapping
@@ -39,10 +40,22 @@ async def promised(store: Store, elements: Elements) -> Promised:
     """What the store holds and is not over; after a loss, also what the kernel holds, as the owner recovered:store."""
     held, lost = await store.load()
     now = time.time()
-    for owner in [owner for owner, each in held.items() if _over(each.content, now)]:
+    over = [owner for owner, each in held.items() if _over(each.content, now)]
+    for owner in over:
         del held[owner]
+    with contextlib.suppress(NotStored):  # then they are over at the next start too
+        await store.keep(dict.fromkeys(over))
     if lost:
-        found = Content(mappings=dict.fromkeys(from_elements(elements), 0))
+        # What the other file still knows has its owner, and must go with it.
+        owned = {
+            key
+            for owner, each in held.items()
+            if owner != RECOVERED
+            for mapping in each.content.mappings
+            for key, _ in mapping.endpoints()
+        }
+        unknown = [each for each in from_elements(elements) if not owned & {key for key, _ in each.endpoints()}]
+        found = Content(mappings=dict.fromkeys(unknown, 0))
         held[RECOVERED] = Held(found, now)
         try:
             await store.keep({RECOVERED: held[RECOVERED]})

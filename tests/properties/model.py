@@ -17,6 +17,29 @@ KINDS = ("any", "addr", "always_any", "always_addr", "never_any", "never_addr", 
 NAMES = tuple(f"{kind}{family}" for kind in KINDS for family in (4, 6))
 
 
+#: On-link prefixes of the host and their links: nested, side by side, and of full length.
+LINKS = {
+    "10.88.0.0/24": "br0",
+    "10.88.0.11/32": "br0",
+    "10.88.0.128/25": "br1",
+    "10.88.1.2/32": "br1",
+    "fd88::/64": "br0",
+    "fd88:0:0:1::2/128": "br1",
+}
+NETWORK = """\
+addr add 10.88.0.1/24 dev br0
+addr add fd88::1/64 dev br0 nodad
+route add 10.88.0.11/32 dev br0
+route add 10.88.0.128/25 dev br1
+route add 10.88.1.2/32 dev br1
+route add fd88:0:0:1::2/128 dev br1
+route add default via 10.88.0.254
+route add default via fd88::fe
+addr add 192.0.2.1/32 dev lo
+addr add 2001:db8::1/128 dev lo
+"""
+
+
 def held(wishes: Wishes) -> dict[Key, tuple[str, Mapping, Endpoint]]:
     """Who holds each key: the first owner in lexical order."""
     found: dict[Key, tuple[str, Mapping, Endpoint]] = {}

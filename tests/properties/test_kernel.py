@@ -35,35 +35,15 @@ from nfportd.reconciler import Reconciler
 from nfportd.register import Change, Register
 from nfportd.table import Table
 from nfportd.wishes import Content, Held, Outcome, Waiting, Wish
+from tests.api.calling import eventually
 from tests.lab import Lab
 from tests.netns import Namespace
 from tests.properties import model
+from tests.properties.model import LINKS, NETWORK
 from tests.properties.strategies import OWNERS, Wishes, elements, files
 from tests.unit.reading import mapping
 
 T = TypeVar("T")
-
-#: On-link prefixes of the host and their links: nested, side by side, and of full length.
-LINKS = {
-    "10.88.0.0/24": "br0",
-    "10.88.0.11/32": "br0",
-    "10.88.0.128/25": "br1",
-    "10.88.1.2/32": "br1",
-    "fd88::/64": "br0",
-    "fd88:0:0:1::2/128": "br1",
-}
-NETWORK = """\
-addr add 10.88.0.1/24 dev br0
-addr add fd88::1/64 dev br0 nodad
-route add 10.88.0.11/32 dev br0
-route add 10.88.0.128/25 dev br1
-route add 10.88.1.2/32 dev br1
-route add fd88:0:0:1::2/128 dev br1
-route add default via 10.88.0.254
-route add default via fd88::fe
-addr add 192.0.2.1/32 dev lo
-addr add 2001:db8::1/128 dev lo
-"""
 
 
 class Inside:
@@ -208,6 +188,8 @@ DAMAGE = (
     "flush chain inet nfportd dispatch; delete map inet nfportd any4; "
     "add map inet nfportd any4 { type inet_service : ipv4_addr; }; add element inet nfportd any4 { 80 : 203.0.113.1 }",
     "flush set inet nfportd fingerprint",
+    "add chain inet nfportd admission { policy drop; }",
+    "add chain inet nfportd extra",
     "delete table inet nfportd",
     "delete table inet nfportd; add table inet nfportd",
 )
@@ -270,6 +252,26 @@ def test_each_damage_is_repaired_by_a_restart(inside: Inside, tmp_path: Path, da
 
         repaired = inside.space.run(["nft", "-s", "list", "table", "inet", "nfportd"]).stdout
         assert body(repaired) == body(sound)
+    finally:
+        life.end(clean=True)
+
+
+def test_chains_that_were_changed_before_they_were_sealed_are_repaired(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nft lists then must not pass for what was written."""
+    seal = Table.seal
+
+    async def late(table: Table) -> None:
+        monkeypatch.setattr(Table, "seal", seal)
+        inside.space.nft("flush chain inet nfportd dispatch")
+        await seal(table)
+
+    monkeypatch.setattr(Table, "seal", late)
+    life = Life(inside, tmp_path)
+    try:
+        life.wish({OWNERS[0]: WEB})
+        eventually(lambda: "dnat" in inside.space.nft("list chain inet nfportd dispatch"), True)
     finally:
         life.end(clean=True)
 

@@ -32,6 +32,7 @@ ORDER = (
     ("register",),
     ("settings",),
     ("events", "metrics", "limits", "shared"),
+    ("kernel.nft_flags",),
     ("kernel.sysctl", "kernel.nft", "kernel.nft_rules", "kernel.conntrack", "kernel.network", "kernel.nft_monitor"),
     ("kernel.processes", "kernel.netns_paths", "kernel.listeners", "kernel.reservations"),
     ("kernel.host", "kernel.lifetimes", "kernel.ports"),

@@ -15,6 +15,7 @@ from nfportd.desired import RECOVERED, Desired, Elements
 from nfportd.model import Mapping
 from nfportd.sources import recovery
 from nfportd.sources.store import Store
+from nfportd.wishes import Content, Held
 from tests.unit.reading import mapping
 
 BOTH = ["10.88.0.11:80", "[fd88::11]:80"]
@@ -56,3 +57,16 @@ def test_what_was_in_force_stays_so(was: Mapping) -> None:
     (held,) = asyncio.run(recovery.promised(cast("Store", Lost()), elements)).held.values()
 
     assert in_kernel(dict(held.content.mappings)) == elements
+
+
+def test_what_the_other_file_knows_is_not_found_twice() -> None:
+    """Else a DELETE of its owner would leave the port open."""
+    known, unknown = mapping(80, BOTH), mapping(81, BOTH)
+
+    class Half(Lost):
+        async def load(self) -> tuple[dict[str, object], bool]:
+            return {"api:web": Held(Content(mappings={known: 0}, persistent=True), 1.0)}, True
+
+    held = asyncio.run(recovery.promised(cast("Store", Half()), in_kernel({known: 0, unknown: 0}))).held
+
+    assert in_kernel(dict(held[RECOVERED].content.mappings)) == in_kernel({unknown: 0})
