@@ -31,6 +31,9 @@ class BrokenNft:
         self.asked += 1
         raise self.error
 
+    def close(self) -> None:
+        """Nothing runs."""
+
 
 class EmptyNft:
     """Lists one forward chain of ours and one of another's, and nothing in their tables."""
@@ -43,6 +46,9 @@ class EmptyNft:
         chains = {"nfportd": "isolation_forward", "filter": "forward"} if command == "list chains" else {}
         hooked = {"family": "inet", "type": "filter", "hook": "forward", "prio": 0, "policy": "accept"}
         return {"nftables": [{"chain": {"table": table, "name": name, **hooked}} for table, name in chains.items()]}
+
+    def close(self) -> None:
+        """Nothing runs."""
 
 
 def looking(nft: BrokenNft | EmptyNft, *held: Mapping) -> Obstacles:
