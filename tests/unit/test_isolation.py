@@ -147,11 +147,13 @@ def test_who_asks_for_drift_is_told_of_an_opened_target() -> None:
     async def holds(elements: dict[Slot, Parts | None]) -> bool:
         return T1 not in elements
 
-    table = SimpleNamespace(state=state, holds=holds)
-    kernel: Any = SimpleNamespace(table=table, host=None, monitor=SimpleNamespace(stirred=None))
+    table = SimpleNamespace(state=state, holds=holds, uncertain=False)
+    kernel: Any = SimpleNamespace(table=table, host=None, monitor=SimpleNamespace(stirred=None, quiet=lambda: True))
     nft: Any = SimpleNamespace(list_table=None)
     nowhere: Any = None
     service = Service(register, kernel, nft, nowhere)
+    reconciler: Any = SimpleNamespace(enforcer=SimpleNamespace(refused={}))
+    service.reconciler = reconciler
 
     assert asyncio.run(service.drift("api:me")).keys() == {ONE, TWO}
 
