@@ -20,8 +20,8 @@ from tests.lab import HOST, Daemon, Lab
 SOON = 20.0
 #: A mapping of a file that no test touches.
 STILL = 8081
-STILL_FILE = {"still.yaml": dropin(written("still", STILL, "10.88.0.11:81"))}
-_STILL = {f"tcp . {STILL}": "10.88.0.11 . 81"}
+STILL_FILE = {"still.yaml": dropin(written("still", STILL, "10.88.0.11:80"))}
+_STILL = {f"tcp . {STILL}": "10.88.0.11 . 80"}
 
 
 def elements(mappings: Iterable[Json]) -> dict[str, str]:
