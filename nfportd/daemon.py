@@ -77,11 +77,13 @@ async def serve(paths: Paths, settings: Settings) -> None:
     os.umask(0o022)
     with _only_one(paths.run_dir):
         trust.require((paths.run_dir, paths.state_dir))
+        # From here on a stop takes back what has been set.
+        signals = _Signals()
         async with _kernel(paths, settings) as (kernel, nft):
             store = Store(paths.run_dir / "mappings.db", paths.state_dir / "mappings.db")
             try:
                 await kernel.table.adopt()
-                ended_by = await _work(kernel, nft, store, paths, settings)
+                ended_by = await _work(kernel, nft, store, paths, settings, signals)
                 unit.stopping()
                 await _stop(kernel, settings, ended_by)
             finally:
@@ -119,13 +121,21 @@ async def _stop(kernel: Kernel, settings: Settings, ended_by: signal.Signals) ->
     _log.info("stopped", extra=told)
 
 
-async def _work(kernel: Kernel, nft: Nft, store: Store, paths: Paths, settings: Settings) -> signal.Signals:
+class _Signals:
+    """What has been asked for by signal: the end, and to read everything anew."""
+
+    def __init__(self) -> None:
+        self.ended, self.reread = asyncio.Queue[signal.Signals](), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            loop.add_signal_handler(number, self.ended.put_nowait, number)
+        loop.add_signal_handler(signal.SIGHUP, self.reread.set)
+
+
+async def _work(
+    kernel: Kernel, nft: Nft, store: Store, paths: Paths, settings: Settings, signals: _Signals
+) -> signal.Signals:
     """Serve until a signal ends it; the signal."""
-    ended, reread = asyncio.Queue[signal.Signals](), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        loop.add_signal_handler(number, ended.put_nowait, number)
-    loop.add_signal_handler(signal.SIGHUP, reread.set)
     register = Register()
     dropins = DropIns(paths.dropins, paths.run_dir / "last-good")
     service = Service(register, kernel, nft, dropins)
@@ -136,13 +146,13 @@ async def _work(kernel: Kernel, nft: Nft, store: Store, paths: Paths, settings: 
     source = _Source(reconciler, dropins, service, promised)
     app = _application(reconciler, service, source, settings)
     server = Server(app, paths.socket, settings.group, unit.inherited())
-    end = asyncio.create_task(ended.get(), name="end")
+    end = asyncio.create_task(signals.ended.get(), name="end")
     tasks = [
         end,
         asyncio.create_task(reconciler.run(), name="reconciler"),
         asyncio.create_task(kernel.host.watch(), name="parameters"),
         asyncio.create_task(source.follow_files(server), name="drop-ins"),
-        asyncio.create_task(source.follow_signal(reread), name="SIGHUP"),
+        asyncio.create_task(source.follow_signal(signals.reread), name="SIGHUP"),
         asyncio.create_task(unit.tell_status(service.notices.changed, service.summary), name="status"),
         asyncio.create_task(obstacles.run(), name="obstacles"),
         asyncio.create_task(_live(source, reconciler), name="watchdog"),

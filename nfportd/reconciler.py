@@ -48,6 +48,8 @@ class _Request:
     wish: Wish
     answer: asyncio.Future[Outcome]
     change: Change | None = None
+    #: Whether it was refused together with others, which may have taken the room that it needs.
+    alone: bool = False
 
     def refuse(self, error: NfportdError) -> None:
         self.change = None
@@ -104,10 +106,12 @@ class Reconciler:
                 await asyncio.sleep(_BREATH)
 
     def _next_batch(self) -> list[_Request]:
-        """What has arrived, up to a second wish of the same owner: each must be able to be undone."""
+        """What has arrived, up to a second wish of the same owner (each must be able to be undone), or one alone."""
         owners: set[str] = set()
         batch: list[_Request] = []
         while self._queue and not owners & self._queue[0].wish.owners.keys():
+            if batch and (batch[-1].alone or self._queue[0].alone):
+                break
             batch.append(self._queue.popleft())
             owners |= batch[-1].wish.owners.keys()
         return batch
@@ -224,7 +228,7 @@ class Reconciler:
     async def _take_back(self, taken: list[_Request], refused: AbstractMapping[Claim, str]) -> list[_Request]:
         """Undo the promised wishes of a batch in which the kernel refused one; return the other wishes.
 
-        The refused one is answered; the other promised ones are tried again without it.
+        One that was refused alone is answered; the others are tried again, those that were refused one by one.
         """
         touched: Touched = {}
         restored: dict[str, Held | None] = {}
@@ -236,10 +240,15 @@ class Reconciler:
         await self._keeper.keep(restored)
         await self.enforcer.enforce(touched, retried=False)
         for request in promised:
-            if self._broken(request, refused):
+            if not self._broken(request, refused):
+                continue
+            if len(promised) > 1:
+                request.alone = True
+            else:
                 reason = next(reason for claim, reason in refused.items() if claim.owner in request.wish.owners)
                 request.refuse(KernelRefused(reason))
-        self._queue.extendleft(request for request in reversed(promised) if not request.answer.done())
+        again = (request for request in promised if not request.answer.done())
+        self._queue.extendleft(sorted(again, key=lambda request: request.alone, reverse=True))
         return [request for request in taken if request not in promised]
 
     def _outcome(self, request: _Request, refused: AbstractMapping[Claim, str]) -> Outcome:

@@ -6,8 +6,9 @@ in between it follows from what was written, by us or, as the kernel tells, by o
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Literal, NamedTuple
 
 from nfportd import desired, ruleset
@@ -17,6 +18,9 @@ from nfportd.errors import KernelRefused, NotPossible
 from nfportd.kernel.nft import Nft, NftDied
 
 _log = logging.getLogger(__name__)
+
+#: How often that is tried which no later pass does again, and the seconds between.
+_ATTEMPTS, _PAUSE = 4, 0.2
 
 
 class Part(NamedTuple):
@@ -77,28 +81,33 @@ class Table:
 
         Raises NotPossible where nftables cannot be used at all.
         """
-        lacking = await self._nft.allows(ruleset.empty_table(ruleset.OWNED, "nfportd_probe"))
+        try:
+            await _insist(self._adopt)
+        except KernelRefused as refusal:
+            raise NotPossible(f"nftables cannot be used: {refusal}; it takes CAP_NET_ADMIN and nf_tables") from None
+
+    async def _adopt(self) -> None:
+        probe = ruleset.empty_table(ruleset.OWNED, "nfportd_probe")
+        # Asked twice, for it may have been refused for a reason of the moment.
+        lacking = await self._nft.allows(probe) and await self._nft.allows(probe)
         can_own = lacking is None
         if lacking:
             _log.info("no flags owner, persist here (%s): other programs can change the table", lacking)
-        try:
-            flags = self._nft.flags()
-            # A table that was made without an owner keeps having none.
-            self._flags = ruleset.OWNED if can_own and (flags is None or "persist" in flags) else ()
-            found = await self._read()
-            if found is None:
-                # Before everything else, for its loopback guard must stand when sysctls open the loopback.
-                await self._anew()
-                return
-            # The kernel takes the flag owner away when an owner ends; so nobody else writes from here on.
-            await self._own()
-            self._take_over(found)
-            if self._prologue and not ruleset.sets_to_replace(found):
-                # The same order; only sets that are made anew wait for the delta that fills them.
-                await self._write(Delta({}, {}))
-                await self.seal()
-        except KernelRefused as refusal:
-            raise NotPossible(f"nftables cannot be used: {refusal}; it takes CAP_NET_ADMIN and nf_tables") from None
+        flags = self._nft.flags()
+        # A table that was made without an owner keeps having none.
+        self._flags = ruleset.OWNED if can_own and (flags is None or "persist" in flags) else ()
+        found = await self._read()
+        if found is None:
+            # Before everything else, for its loopback guard must stand when sysctls open the loopback.
+            await self._anew()
+            return
+        # The kernel takes the flag owner away when an owner ends; so nobody else writes from here on.
+        await self._own()
+        self._take_over(found)
+        if self._prologue and not ruleset.sets_to_replace(found):
+            # The same order; only sets that are made anew wait for the delta that fills them.
+            await self._write(Delta({}, {}))
+            await self.seal()
         count = sum(map(len, found.elements.values()))
         how = "; its sets are of another version and are made anew" if self._prologue else ""
         _log.info("adopted table inet %s with %d elements%s", ruleset.TABLE, count, how)
@@ -295,8 +304,20 @@ class Table:
 
     async def delete(self) -> None:
         """Take the table away, also where somebody has done so already."""
-        await self._nft.run(f"{ruleset.empty_table(self._flags)}delete table inet {ruleset.TABLE}\n")
+        text = f"{ruleset.empty_table(self._flags)}delete table inet {ruleset.TABLE}\n"
+        await _insist(lambda: self._nft.run(text))
         _log.info("removed table inet %s", ruleset.TABLE)
+
+
+async def _insist(attempt: Callable[[], Awaitable[None]]) -> None:
+    """Do what nobody would do again. Raises the last KernelRefused."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return await attempt()
+        except KernelRefused as refusal:
+            _log.warning("tried again in %.1f s: %s", _PAUSE, refusal)
+            await asyncio.sleep(_PAUSE)
+    return await attempt()
 
 
 def _parts(change: Delta, label: Callable[[Slot], Hashable]) -> list[Part]:
