@@ -30,6 +30,7 @@ from nfportd.api.views import Views
 from nfportd.desired import Claim
 from nfportd.enforcer import Kernel
 from nfportd.errors import NotPossible
+from nfportd.kernel import only_one
 from nfportd.kernel.conntrack import Conntrack
 from nfportd.kernel.host import Host
 from nfportd.kernel.network import NetworkWatch
@@ -74,7 +75,7 @@ async def serve(paths: Paths, settings: Settings) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # What we write must be what we would trust.
     os.umask(0o022)
-    with _only_one(paths.run_dir):
+    with _only_one(paths.run_dir), only_one.held():
         trust.require((paths.run_dir, paths.state_dir))
         async with _kernel(paths, settings) as (kernel, nft):
             store = Store(paths.run_dir / "mappings.db", paths.state_dir / "mappings.db")
@@ -271,7 +272,8 @@ def _only_one(run_dir: Path) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             raise NotPossible(f"nfportd runs already with {run_dir} (pid {lock.read().strip() or 'unknown'})") from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        # On a full disk the lock holds all the same.
+        with contextlib.suppress(OSError):
+            os.truncate(lock.fileno(), 0)
+            os.write(lock.fileno(), str(os.getpid()).encode())
         yield

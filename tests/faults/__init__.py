@@ -1,0 +1,1 @@
+"""Faults of parts on which nfportd leans, with the real daemon under traffic."""
