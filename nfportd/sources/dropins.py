@@ -6,6 +6,7 @@ right, and its last good content survives a restart in the run directory.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -166,10 +167,12 @@ class DropIns:
             return []
 
     def _keep(self, name: str, content: bytes) -> None:
+        scratch = self._last_good / f".{name}.new"
         try:
             self._last_good.mkdir(mode=0o700, exist_ok=True)
-            scratch = self._last_good / f".{name}.new"
             scratch.write_bytes(content)
             scratch.replace(self._last_good / name)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
             _log.warning("%s: no copy of %s is kept (%s)", self._last_good, name, error.strerror)
