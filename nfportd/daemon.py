@@ -53,6 +53,9 @@ from nfportd.wishes import Outcome
 
 _log = logging.getLogger(__name__)
 
+#: Seconds until files are read again that could not be read.
+_AGAIN = 3.0
+
 
 @dataclass(frozen=True, slots=True)
 class Paths:
@@ -140,6 +143,7 @@ async def _work(kernel: Kernel, nft: Nft, store: Store, paths: Paths, settings: 
         asyncio.create_task(kernel.host.watch(), name="parameters"),
         asyncio.create_task(source.follow_files(server), name="drop-ins"),
         asyncio.create_task(source.follow_signal(reread), name="SIGHUP"),
+        asyncio.create_task(source.read_again(), name="unread files"),
         asyncio.create_task(unit.tell_status(service.notices.changed, service.summary), name="status"),
         asyncio.create_task(obstacles.run(), name="obstacles"),
         asyncio.create_task(_live(source, reconciler), name="watchdog"),
@@ -217,6 +221,14 @@ class _Source:
             reread.clear()
             with unit.reloading():
                 await self._take(None, "all files (SIGHUP)")
+
+    async def read_again(self) -> None:
+        """Read what could not be read for want of descriptors or memory, as soon as it can be."""
+        await self.ready.wait()
+        while True:
+            await asyncio.sleep(_AGAIN)
+            if self._dropins.unread:
+                await self._take(None, "all files (again)")
 
     async def reload(self) -> list[str]:
         """Read everything anew; return what is wrong in the files."""
