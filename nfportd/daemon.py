@@ -30,6 +30,7 @@ from nfportd.api.views import Views
 from nfportd.desired import Claim
 from nfportd.enforcer import Kernel
 from nfportd.errors import NotPossible
+from nfportd.kernel import only_one
 from nfportd.kernel.conntrack import Conntrack
 from nfportd.kernel.host import Host
 from nfportd.kernel.network import NetworkWatch
@@ -53,6 +54,9 @@ from nfportd.wishes import Outcome
 
 _log = logging.getLogger(__name__)
 
+#: Seconds until files are read again that could not be read.
+_AGAIN = 3.0
+
 
 @dataclass(frozen=True, slots=True)
 class Paths:
@@ -75,7 +79,7 @@ async def serve(paths: Paths, settings: Settings) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # What we write must be what we would trust.
     os.umask(0o022)
-    with _only_one(paths.run_dir):
+    with _only_one(paths.run_dir), only_one.held():
         trust.require((paths.run_dir, paths.state_dir))
         # From here on a stop takes back what has been set.
         signals = _Signals()
@@ -153,6 +157,7 @@ async def _work(
         asyncio.create_task(kernel.host.watch(), name="parameters"),
         asyncio.create_task(source.follow_files(server), name="drop-ins"),
         asyncio.create_task(source.follow_signal(signals.reread), name="SIGHUP"),
+        asyncio.create_task(source.read_again(), name="unread files"),
         asyncio.create_task(unit.tell_status(service.notices.changed, service.summary), name="status"),
         asyncio.create_task(obstacles.run(), name="obstacles"),
         asyncio.create_task(_live(source, reconciler), name="watchdog"),
@@ -231,6 +236,14 @@ class _Source:
             with unit.reloading():
                 await self._take(None, "all files (SIGHUP)")
 
+    async def read_again(self) -> None:
+        """Read what could not be read for want of descriptors or memory, as soon as it can be."""
+        await self.ready.wait()
+        while True:
+            await asyncio.sleep(_AGAIN)
+            if self._dropins.unread:
+                await self._take(None, "all files (again)")
+
     async def reload(self) -> list[str]:
         """Read everything anew; return what is wrong in the files."""
         with unit.reloading():
@@ -285,7 +298,8 @@ def _only_one(run_dir: Path) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             raise NotPossible(f"nfportd runs already with {run_dir} (pid {lock.read().strip() or 'unknown'})") from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        # On a full disk the lock holds all the same.
+        with contextlib.suppress(OSError):
+            os.truncate(lock.fileno(), 0)
+            os.write(lock.fileno(), str(os.getpid()).encode())
         yield

@@ -13,7 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping as AbstractMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from nfportd.desired import Claim, Touched
@@ -213,7 +213,7 @@ class Reconciler:
         if not held:
             return
         try:
-            await self._keeper.keep(held)
+            await self._write(held, [request.change for request in promised if request.change])
         except NotStored as error:
             # A later wish of this batch may name what is taken back here as the holder before it.
             self.enforcer.compare_all = True
@@ -221,6 +221,38 @@ class Reconciler:
                 if request.change:
                     self._undo(request.change)
                 request.refuse(error)
+
+    async def _write(self, held: AbstractMapping[str, Held | None], changes: Sequence[Change]) -> None:
+        """Write down; what others undo meanwhile is repaired as if these changes had not come. Raises NotStored."""
+        writing = asyncio.ensure_future(self._keeper.keep(held))
+        try:
+            while not writing.done():
+                due = self.enforcer.due()
+                if due == 0.0:
+                    await self._repair_without(changes)
+                    continue
+                waking = asyncio.ensure_future(self._wake.wait())
+                await asyncio.wait({writing, waking}, timeout=due, return_when=asyncio.FIRST_COMPLETED)
+                waking.cancel()
+                # Whoever wishes is in the queue by now.
+                self._wake.clear()
+            await writing
+        finally:
+            writing.cancel()
+
+    async def _repair_without(self, changes: Sequence[Change]) -> None:
+        # Of different owners, so their order does not matter.
+        after = [{owner: self.register.held.get(owner) for owner in change.before} for change in changes]
+        for change in changes:
+            self.register.undo(change)
+        try:
+            await self.enforcer.enforce({}, retried=False)
+        except Exception as error:
+            # The enforcer says when it may be tried again.
+            _log.error("what others have undone could not be repaired: %s", error)
+        finally:
+            for change, held in zip(changes, after, strict=True):
+                self.register.undo(replace(change, before=held))
 
     def _broken(self, request: _Request, refused: AbstractMapping[Claim, str]) -> bool:
         return request.wish.promised and any(claim.owner in request.wish.owners for claim in refused)

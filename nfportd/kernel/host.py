@@ -77,6 +77,7 @@ class Host:
         """Look again and again, for ever, whether parameters of which the kernel tells nobody are as they must be."""
         while True:
             await asyncio.sleep(_LOOK)
+            self._sysctls.record()
             if self._sysctls.lacking({p for need in self._allowed if (p := _parameter(need))}):
                 self._network.doubt()
 

@@ -139,7 +139,10 @@ class Nft:
 
     async def _start(self) -> _Child:
         first = self._child is None
-        child = _Child(self._died)
+        try:
+            child = _Child(self._died)
+        except OSError as error:
+            raise NftDied(f"the process for libnftables cannot be started: {error.strerror}") from None
         status, answer = await child.begin()
         if status:
             child.end()

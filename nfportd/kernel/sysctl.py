@@ -6,6 +6,7 @@ directory first, so that a stop, also of a later process after a crash, gives ba
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping as AbstractMapping
@@ -49,6 +50,8 @@ class Sysctls:
         self._manage = manage
         self._before: dict[str, str] = self._load()
         self._missing: set[str] = set()
+        # Whether the record could be written last time.
+        self._recorded = True
 
     def lacking(self, names: set[str]) -> set[str]:
         """Which of these are not 1, and could be set."""
@@ -71,6 +74,11 @@ class Sysctls:
                 self._set(name)
         self._missing = {name for name in lacking if read(name) not in ("1", "2")}
         return lacking - self._missing
+
+    def record(self) -> None:
+        """Write down again what could not be written."""
+        if not self._recorded:
+            self._save()
 
     def rename(self, names: AbstractMapping[str, str]) -> None:
         """Parameters that have other names now are given back by those."""
@@ -120,9 +128,20 @@ class Sysctls:
             return {}
 
     def _save(self) -> None:
-        if not self._before:
-            self._record.unlink(missing_ok=True)
-            return
+        """Write the record; where that cannot be, forwarding matters more than what a crash would leave behind."""
         scratch = self._record.with_suffix(".new")
-        scratch.write_text(json.dumps(self._before, indent=1))
-        scratch.replace(self._record)
+        try:
+            if self._before:
+                scratch.write_text(json.dumps(self._before, indent=1))
+                scratch.replace(self._record)
+            else:
+                self._record.unlink(missing_ok=True)
+        except OSError as error:
+            if self._recorded:
+                text = "%s cannot be written (%s); after a crash the sysctls that nfportd sets would not be given back"
+                _log.error(text, self._record, error.strerror)
+            self._recorded = False
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
+        else:
+            self._recorded = True

@@ -6,6 +6,8 @@ right, and its last good content survives a restart in the run directory.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -56,7 +58,16 @@ def _content(path: Path, *, trusted: bool = True) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise InvalidInput([Problem(str(path), 0, 0, f"cannot be read: {error.strerror}")]) from None
+        kind = _Short if error.errno in _PASSING else InvalidInput
+        raise kind([Problem(str(path), 0, 0, f"cannot be read: {error.strerror}")]) from None
+
+
+class _Short(InvalidInput):
+    """A file could not be read for want of something that may be there again at any time."""
+
+
+#: Such errors: descriptors, memory, a disk that failed once.
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 
 
 class DropIns:
@@ -67,6 +78,8 @@ class DropIns:
         self._last_good = last_good
         self._digests: dict[str, bytes] = {}
         self.problems: dict[str, tuple[Problem, ...]] = {}
+        #: Whether something could not be read that may be read soon, though nobody touches it.
+        self.unread = False
 
     def changes(self, names: Iterable[str] | None) -> Wishes:
         """Read these files (None: all) and return what the changed ones wish; a vanished one wishes nothing.
@@ -74,6 +87,7 @@ class DropIns:
         A broken file is logged and not in the answer: what it wished before goes on.
         """
         if names is None:
+            self.unread = False
             names = {*self._listed(), *self._digests, *self.problems, *self._kept()}
         elif not all(map(is_dropin, names)):
             # A link beside the drop-ins may be what they lead through, as in a mounted ConfigMap.
@@ -83,6 +97,7 @@ class DropIns:
             try:
                 wished = self._changed(name)
             except InvalidInput as error:
+                self.unread |= isinstance(error, _Short)
                 wished = self._broken(name, error.problems)
             if wished is not None:
                 wishes[owner(name)] = wished
@@ -95,6 +110,7 @@ class DropIns:
             return []
         except OSError as error:
             _log.error("%s: cannot be read: %s; its files' last good content stays", self.directory, error.strerror)
+            self.unread |= error.errno in _PASSING
             return list(self._digests)
         for name in sorted(found):
             if name.endswith((".yml", ".YAML", ".json")):
@@ -166,10 +182,12 @@ class DropIns:
             return []
 
     def _keep(self, name: str, content: bytes) -> None:
+        scratch = self._last_good / f".{name}.new"
         try:
             self._last_good.mkdir(mode=0o700, exist_ok=True)
-            scratch = self._last_good / f".{name}.new"
             scratch.write_bytes(content)
             scratch.replace(self._last_good / name)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
             _log.warning("%s: no copy of %s is kept (%s)", self._last_good, name, error.strerror)

@@ -34,7 +34,7 @@ ORDER = (
     ("events", "metrics", "limits", "shared"),
     ("kernel.nft_flags",),
     ("kernel.sysctl", "kernel.nft", "kernel.nft_rules", "kernel.conntrack", "kernel.network", "kernel.nft_monitor"),
-    ("kernel.processes", "kernel.netns_paths", "kernel.listeners", "kernel.reservations"),
+    ("kernel.processes", "kernel.netns_paths", "kernel.listeners", "kernel.reservations", "kernel.only_one"),
     ("kernel.host", "kernel.lifetimes", "kernel.ports"),
     ("table",),
     ("enforcer",),
