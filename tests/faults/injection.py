@@ -19,7 +19,7 @@ from tests.lab import Daemon
 
 #: What libnftables does: a transaction, a question, an answer. `sendto` is also how the process answers the daemon.
 CALLS = ("sendmsg", "sendto", "recvmsg")
-_PATIENCE = 10.0
+_PATIENCE = 20.0
 
 
 class Fault(NamedTuple):
