@@ -75,9 +75,6 @@ def _netlink_port() -> int:
         try:
             with socket.socket(fileno=os.dup(descriptor)) as sock:
                 if sock.family == socket.AF_NETLINK and sock.proto == _NETLINK_NETFILTER:
-                    if not sock.getsockname()[0]:
-                        # Nothing could be sent yet.
-                        sock.bind((0, 0))
                     return int(sock.getsockname()[0])
         except OSError:  # not open, or no socket
             continue

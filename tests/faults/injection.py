@@ -19,7 +19,7 @@ from tests.lab import Daemon
 
 #: What libnftables does: a transaction, a question, an answer. `sendto` is also how the process answers the daemon.
 CALLS = ("sendmsg", "sendto", "recvmsg")
-_PATIENCE = 10.0
+_PATIENCE = 20.0
 
 
 class Fault(NamedTuple):
@@ -43,6 +43,8 @@ class Injection:
         self.pid = pid
         self._fault = fault
         self._output = output
+        #: Whether the process has come as far; known at the end.
+        self.fired = False
         effect = f"signal={fault.how}" if fault.how.startswith("SIG") else f"error={fault.how}"
         inject = f"inject={fault.call}:{effect}:when={fault.nth}{'+' if fault.lasting else ''}"
         command = ["strace", "-o", str(output), "-e", f"trace={fault.call}", "-e", inject, "-p", str(pid)]
@@ -52,11 +54,6 @@ class Injection:
         if "attached" not in said:
             self.end()
             raise RuntimeError(f"strace: {said}")
-
-    @property
-    def fired(self) -> bool:
-        """Whether the process has come as far; certain after the end."""
-        return self._output.read_text().count(f"{self._fault.call}(") >= self._fault.nth
 
     def stopped(self) -> bool:
         """Wait until a SIGSTOP has stopped the process; False where it never comes as far."""
@@ -79,6 +76,7 @@ class Injection:
         assert self._strace.stderr
         self._strace.stderr.close()
         self.go_on()
+        self.fired = self._output.read_text().count(f"{self._fault.call}(") >= self._fault.nth
 
 
 def workers(daemon: Daemon) -> list[int]:

@@ -88,6 +88,7 @@ def test_sigterm_in_a_stop(lab: Lab, daemon: Daemon) -> None:
 def test_sigterm_in_a_start(lab: Lab, daemon: Daemon) -> None:
     daemon.stop()
     for call, nth in phases(("sendmsg", 1), last={"sendto": 36, "recvmsg": 50, "sendmsg": 3}):
+        print(call, nth)  # shown when it fails
         with injected_at_birth(daemon, Fault(call, nth, "SIGSTOP")) as injection:
             assert injection.stopped()
             assert end(daemon, signal.SIGTERM, injection.go_on) == 0
