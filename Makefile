@@ -15,6 +15,8 @@ BUILDING := python3-hatchling
 PACKAGING := debhelper dh-python dpkg-dev python3-pip lintian
 # Whose rules the tests load beside ours; neither does anything before it is told to.
 FIREWALLS := iptables ufw
+# What stands between the daemon and its disk and clock in tests/faults.
+FAULTS := strace gcc libc6-dev
 # Where `make install` puts programs, units and pages; the modules go to /opt/nfportd.
 PREFIX := /usr/local
 # For example: make test PYTEST_ARGS='-k hairpin -x'
@@ -48,7 +50,7 @@ help: ## this text
 demo: venv ## publish ports of a small network made of namespaces, and show each connection (root)
 	@$(BIN)/python -m tests.demo
 
-test: PACKAGES += $(BUILDING) $(PACKAGING) $(FIREWALLS)
+test: PACKAGES += $(BUILDING) $(PACKAGING) $(FIREWALLS) $(FAULTS)
 test: lint ## ruff, mypy and the test suite (root: it makes network namespaces)
 	$(PYTEST) tests $(WITHOUT) -m 'not alone' $(PYTEST_ARGS) || [ $$? = 5 ] # 5: nothing of it was asked for
 	$(BIN)/python -m pytest tests $(WITHOUT) -m alone $(PYTEST_ARGS) || [ $$? = 5 ]
