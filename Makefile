@@ -15,8 +15,8 @@ BUILDING := python3-hatchling
 PACKAGING := debhelper dh-python dpkg-dev python3-pip lintian
 # Whose rules the tests load beside ours; neither does anything before it is told to.
 FIREWALLS := iptables ufw
-# What makes system calls fail.
-FAULTS := strace
+# What makes system calls fail, and what stands between the daemon and its disk and clock, in tests/faults.
+FAULTS := strace gcc libc6-dev
 # Where `make install` puts programs, units and pages; the modules go to /opt/nfportd.
 PREFIX := /usr/local
 # For example: make test PYTEST_ARGS='-k hairpin -x'

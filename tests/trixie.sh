@@ -10,6 +10,8 @@ cd "$(dirname "$0")/.."
 ROOT=$(realpath -m "${TRIXIE_ROOT:-build/trixie}")
 PACKAGES=netbase,python3,python3-venv,python3-nftables,python3-systemd,python3-yaml
 PACKAGES+=,nftables,iproute2,conntrack,procps,curl,systemd,systemd-sysv,dbus,firewalld,iptables,ufw,strace
+# debootstrap does not find that this is the logind which firewalld's polkitd asks for
+PACKAGES+=,libpam-systemd
 PATH=$PATH:/usr/sbin:/sbin
 
 # The mirrors from which this system installs its own release: apt itself reads its sources, of either format.

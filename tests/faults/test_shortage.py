@@ -199,6 +199,8 @@ def test_a_disk_that_takes_its_time_stops_nobody_else(lab: Lab, start: Start) ->
 
         lab.host.nft("flush ruleset")
         eventually(lambda: [answers(lab, port) for port in (8080, 8081)], ["t1", "t1"], 1)
+        lab.host.nft("delete element inet nfportd any4 { tcp . 8081 }")
+        eventually(lambda: answers(lab, 8081), "t1", 1)
         # What is not written down is not in force.
         assert answers(lab, 8082) == "refused"
         assert not done
