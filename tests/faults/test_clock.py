@@ -6,8 +6,8 @@ matters where nothing else can be known any more, at a start.
 
 from __future__ import annotations
 
-import struct
 import shutil
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
