@@ -22,7 +22,7 @@ class Message(StrEnum):
     REPAIRED = "fafb1367a2754e0c9422d6009937b001"
     DENIED = "0eb30cb5a2a845f283ce27e950a8ca98"
     STOPPED_BY_OTHERS = "4126948cbc3b4478aaa4aebe14e9d0a1"
-    LET_PASS = "55e6d9693ce44d7ba4ed377cfa4639ce"
+    LET_THROUGH = "55e6d9693ce44d7ba4ed377cfa4639ce"
 
 
 def about(kind: Message, owner: str = "", key: object = "") -> dict[str, str]:

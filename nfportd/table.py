@@ -264,10 +264,9 @@ class Table:
             if found:
                 await self._nft.run(ruleset.set_fingerprint(ruleset.fingerprint(self._mark_bit, found)))
                 self._skeleton, self._sealed = found.skeleton, True
-        except NftDied:
-            raise
         except KernelRefused as refusal:
-            # Somebody has been there in the meantime; the notification of that leads to the next commit.
+            # What was written holds all the same. Somebody has been there in the meantime, or libnftables died: either
+            # leads to another pass, which tries again.
             _log.debug("the table cannot be sealed: %s", refusal)
 
     async def _isolate(self, parts: list[Part], written: Written) -> None:
