@@ -142,7 +142,9 @@ class Obstacles:
         for key in before.keys() - now.keys():
             chain, firewall, _ = key
             if not any(other[:2] == key[:2] for other in now):
-                _log.info("chain %s (%s) lets pass what is forwarded", chain, firewall, extra=about(Message.LET_THROUGH))
+                _log.info(
+                    "chain %s (%s) lets pass what is forwarded", chain, firewall, extra=about(Message.LET_THROUGH)
+                )
         for key in now.keys() - before.keys():
             level = logging.WARNING if now[key].certain else logging.INFO
             _log.log(level, "%s", now[key], extra=about(Message.STOPPED_BY_OTHERS))
