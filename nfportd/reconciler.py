@@ -25,8 +25,8 @@ from nfportd.wishes import Held, NotStored, Outcome, PortInUse, Waiting, Wish
 
 _log = logging.getLogger(__name__)
 
-#: Seconds after a failure before the next attempt, whatever asks for it.
-_BREATH = 1.0
+#: Seconds after a failure before the next attempt, whatever asks for it, and before the same is said of it again.
+_BREATH, _SILENCE = 1.0, 10.0
 
 
 class Keeper(Protocol):
@@ -74,6 +74,8 @@ class Reconciler:
         self._queue: deque[_Request] = deque()
         self._wake = kernel.wake
         self._heard = False
+        # What was said of the last pass that failed, and when.
+        self._complaint = ("", 0.0)
 
     async def fulfil(self, wish: Wish) -> Outcome:
         """Bring a wish into force; returns when the store and the kernel have it.
@@ -99,9 +101,7 @@ class Reconciler:
             try:
                 await self._pass(batch)
             except Exception as error:
-                # What nft said is enough; anything else nobody has foreseen.
-                known = isinstance(error, KernelRefused)
-                _log.error("what is wished could not be brought into force: %s", error, exc_info=not known)
+                self._complain(error)
                 await self._give_up(batch, error)
                 await asyncio.sleep(_BREATH)
 
@@ -116,18 +116,33 @@ class Reconciler:
             owners |= batch[-1].wish.owners.keys()
         return batch
 
+    def _complain(self, error: Exception) -> None:
+        """Log why a pass failed; the same again only after a while."""
+        now = time.monotonic()
+        if str(error) == self._complaint[0] and now - self._complaint[1] < _SILENCE:
+            return
+        self._complaint = (str(error), now)
+        # What nft or the system said is enough; anything else nobody has foreseen.
+        known = isinstance(error, KernelRefused | OSError)
+        _log.error("what is wished could not be brought into force: %s", error, exc_info=not known)
+
     async def _give_up(self, batch: Sequence[_Request], error: Exception) -> None:
+        """Undo the wishes of a batch that failed: the promised ones are refused, the others go first next time."""
         self.enforcer.compare_all = True
         before: dict[str, Held | None] = {}
-        for request in reversed(batch):
-            if request.wish.promised and request.change and not request.answer.done():
+        open_ones = [request for request in batch if not request.answer.done()]
+        for request in reversed(open_ones):
+            if request.change:
                 self._undo(request.change)
-                before |= request.change.before
+                if request.wish.promised:
+                    before |= request.change.before
+                request.change = None
         with contextlib.suppress(NotStored):
             await self._keeper.keep(before)
-        for request in batch:
-            if not request.answer.done():
+        for request in open_ones:
+            if request.wish.promised and not request.answer.done():
                 request.answer.set_exception(error)
+        self._queue.extendleft(request for request in reversed(open_ones) if not request.answer.done())
 
     async def _wait(self) -> None:
         """Until a wish has arrived, the kernel is no longer as desired, or it is time to try again what failed."""
@@ -269,6 +284,8 @@ class Reconciler:
             assert request.change
             touched |= self._undo(request.change)
             restored |= request.change.before
+            # Undone once: the next pass may fail as well.
+            request.change = None
         await self._keeper.keep(restored)
         await self.enforcer.enforce(touched, retried=False)
         for request in promised:

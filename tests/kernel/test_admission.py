@@ -282,7 +282,10 @@ def test_a_table_from_before_admission_gets_it(lab: Lab, start: Start, family: i
 
     assert lab.outside.ask(OWN[family], 8080, timeout=SHORT).outcome == "timeout"
     assert lab.client.ask(OWN[family], 8080).target == "t1"
-    assert (sorted(rules(daemon)), sorted(daemon.objects("counter"))) == (sorted(text), ["blocked4", "blocked6"])
+    assert (sorted(rules(daemon)), sorted(daemon.objects("counter"))) == (
+        sorted(text),
+        ["blocked4", "blocked6", "bypassed4", "bypassed6"],
+    )
     assert blocked(daemon)[family] == 1
 
 
