@@ -23,7 +23,8 @@ from typing import Any
 
 from nfportd import listing, ruleset
 from nfportd.errors import KernelRefused, NotPossible
-from nfportd.kernel import nft_flags, nft_worker
+from nfportd.kernel import nft_worker
+from nfportd.kernel.nft_flags import Flags
 from nfportd.kernel.nft_worker import DRY_RUN, HEADER, JSON, TERSE
 from nfportd.ruleset import Listed
 
@@ -56,6 +57,7 @@ class Nft:
         self._lost = lost
         self._child: _Child | None = None
         self._turn = asyncio.Lock()
+        self._flags = Flags()
         #: Whether a child has died, and so what it owned has lost its owner; for whoever mends it to unset.
         self.died = False
 
@@ -64,6 +66,7 @@ class Nft:
 
         Who asks later gets another child.
         """
+        self._flags.close()
         if self._child:
             self._child.end()
             self._child = None
@@ -102,7 +105,7 @@ class Nft:
 
     def _tables(self) -> dict[str, ruleset.Flags]:
         try:
-            return nft_flags.of_tables()
+            return self._flags.of_tables()
         except OSError as error:
             raise KernelRefused(f"tables cannot be read: {error.strerror or error}") from None
 

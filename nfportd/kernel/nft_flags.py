@@ -26,12 +26,34 @@ _NAMES = {0x1: "dormant", 0x2: "owner", 0x4: "persist"}  # NFT_TABLE_F_*
 _PATIENCE = 5.0
 
 
-def of_tables() -> dict[str, tuple[str, ...]]:
-    """The inet tables of this network namespace, each with its flags as nft names them, sorted. Raises OSError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as sock:
-        sock.settimeout(_PATIENCE)
-        sock.send(_HEADERS.pack(_HEADERS.size, _GET_TABLE, _REQUEST | _DUMP, 1, 0, _INET, 0, 0))
-        return dict(_tables(sock))
+class Flags:
+    """Asks for flags, over one socket: its end would wait until tables that were just deleted are freed, 10 to 20 ms
+    (nft_rcv_nl_event in net/netfilter/nf_tables_api.c)."""
+
+    def __init__(self) -> None:
+        self._sock: socket.socket | None = None
+
+    def close(self) -> None:
+        """Close the socket; who asks later gets another one."""
+        if self._sock:
+            self._sock.close()
+            self._sock = None
+
+    def of_tables(self) -> dict[str, tuple[str, ...]]:
+        """The inet tables of the network namespace of the first call, each with its flags as nft names them, sorted.
+
+        Raises OSError.
+        """
+        try:
+            if self._sock is None:
+                self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+                self._sock.settimeout(_PATIENCE)
+            self._sock.send(_HEADERS.pack(_HEADERS.size, _GET_TABLE, _REQUEST | _DUMP, 1, 0, _INET, 0, 0))
+            return dict(_tables(self._sock))
+        except BaseException:
+            # An answer that comes late must not meet the next question.
+            self.close()
+            raise
 
 
 def _tables(sock: socket.socket) -> Iterator[tuple[str, tuple[str, ...]]]:
