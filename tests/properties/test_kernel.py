@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import threading
 from collections.abc import Coroutine, Iterable, Iterator, Mapping as AbstractMapping
 from pathlib import Path
@@ -36,10 +35,10 @@ from nfportd.register import Change, Register
 from nfportd.table import Table
 from nfportd.wishes import Content, Held, Outcome, Waiting, Wish
 from tests.api.calling import eventually
-from tests.lab import Lab
 from tests.netns import Namespace
 from tests.properties import model
-from tests.properties.model import LINKS, NETWORK
+from tests.properties.host import bridged
+from tests.properties.model import LINKS
 from tests.properties.strategies import OWNERS, Wishes, elements, files
 from tests.unit.reading import mapping
 
@@ -78,14 +77,8 @@ class Inside:
 
 @pytest.fixture(scope="module")
 def inside() -> Iterator[Inside]:
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    with Lab(build=False) as lab:
-        host = lab.space("host")
-        for name in ("br0", "br1"):
-            lab.bridge(host, name)
-        host.batch(NETWORK)
-        made = Inside(host)
+    with bridged() as lab:
+        made = Inside(lab.host)
         gc.freeze()  # collecting after each life is cheap then
         yield made
         gc.unfreeze()

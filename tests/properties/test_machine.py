@@ -25,7 +25,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from nfportd.client import Client, Problem
 from tests.lab import Daemon, Lab, joined
 from tests.netns import Namespace
-from tests.properties.model import LINKS, NAMES, NETWORK
+from tests.properties.host import bridged
+from tests.properties.model import LINKS, NAMES
 from tests.properties.promises import Content, Entry, Promises, Table, Wished
 
 EXAMPLES = int(os.environ.get("NFPORTD_EXAMPLES", "0"))
@@ -466,13 +467,7 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.fixture(scope="module")
 def room() -> Iterator[Room]:
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    with Lab(build=False) as lab:
-        host = lab.space("host")
-        for name in ("br0", "br1"):
-            lab.bridge(host, name)
-        host.batch(NETWORK)
+    with bridged() as lab:
         yield Room(lab)
 
 
