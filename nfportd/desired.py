@@ -330,6 +330,11 @@ _TARGETS = frozenset([*_ANY.values(), *_ADDR.values()])
 _OPTIONS = frozenset(["", "always", "never", "guarded", "open", "allowed"])
 
 
+def is_target(slot: Slot) -> bool:
+    """Whether the target of a key stands in a slot."""
+    return slot.set in _TARGETS
+
+
 def key_of(slot: Slot) -> Key | None:
     """The key whose element stands in a slot; None for slots of targets and links, and for what we never write."""
     option, _, name = slot.set.rpartition("_")

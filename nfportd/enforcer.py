@@ -235,17 +235,13 @@ class Enforcer:
 
     async def _flush(self, written: Written, touched: Touched) -> None:
         """Delete the flows that would go on to an old target, or whose source may not connect any more."""
-        change, moved = written.change, list(self._passed_by() if written.chains else ())
-        for slot in change.remove | change.add:
-            key = desired.key_of(slot)
-            if key and slot == desired.slots(key)[0]:
-                before = desired.to_endpoint(change.remove.get(slot))
-                after = desired.to_endpoint(change.add.get(slot))
-                moved.append(Moved(key, before, after, self._cuts(key, touched.get(key))))
+        moved = [*(self._passed_by() if written.chains else ()), *self._moved(written.change, touched)]
         endpoint = partial(desired.endpoint_in, self._table.elements)
         local = self._topology.network.addresses
-        stale = list(flows.stale(moved, endpoint, local))
-        barred = list(flows.barred(flows.narrowed(change), self._follows, endpoint, local))
+        found = list(flows.stale(moved, endpoint, local))
+        self._conntrack.delete_opening(each for each in found if each.opening)
+        stale = [each for each in found if not each.opening]
+        barred = list(flows.barred(flows.narrowed(written.change), self._follows, endpoint, local))
         if not stale and not barred:
             return
         if touched:
@@ -255,11 +251,21 @@ class Enforcer:
             self._conntrack.delete_later(stale, barred)
         self._watcher.flushed(len(stale) + len(barred))
 
+    def _moved(self, change: Delta, touched: Touched) -> Iterator[Moved]:
+        for slot in change.remove | change.add:
+            # Where a TCP key had no target, no flow has an old one; at a start that is nearly every slot.
+            if not desired.is_target(slot) or (slot not in change.remove and Protocol.TCP in slot.key):
+                continue
+            if key := desired.key_of(slot):
+                before = desired.to_endpoint(change.remove.get(slot))
+                after = desired.to_endpoint(change.add.get(slot))
+                yield Moved(key, before, after, self._cuts(key, touched.get(key)))
+
     def _passed_by(self) -> Iterator[Moved]:
         """Every key whose flows may have begun without a target, while the chains were not as they must be."""
         for slot in desired.all_slots(self._table.elements):
             # TCP flows end by themselves.
-            if Protocol.TCP not in slot.key and (key := desired.key_of(slot)) and slot == desired.slots(key)[0]:
+            if desired.is_target(slot) and Protocol.TCP not in slot.key and (key := desired.key_of(slot)):
                 yield Moved(key, None, desired.endpoint_in(self._table.elements, key), cut=False)
 
     def _follows(self, key: Key) -> Mapping | None:

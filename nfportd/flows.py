@@ -19,7 +19,10 @@ from nfportd.notation import Family
 
 
 class StaleFlows(NamedTuple):
-    """Conntrack entries: to an address (None: any) and port, answered by an endpoint (None: whoever but `spared`)."""
+    """Conntrack entries: to an address (None: any) and port, answered by an endpoint (None: whoever but `spared`).
+
+    `opening`: only those that nobody has answered yet.
+    """
 
     family: Family
     protocol: Protocol
@@ -27,6 +30,7 @@ class StaleFlows(NamedTuple):
     port: int
     answered_by: Endpoint | None
     spared: Endpoint | None = None
+    opening: bool = False
 
 
 class Moved(NamedTuple):
@@ -46,12 +50,17 @@ def stale(
     """The flows to delete after these keys moved.
 
     UDP and SCTP flows would go on to the old target as long as the client keeps sending; TCP flows end by themselves,
-    unless they are to be cut. `endpoint` tells where another key's connections go now, `local` lists the host's
-    addresses.
+    unless they are to be cut. Those that the old target has not answered, for it may be dead, would keep the client
+    there for two minutes, also when it tries again. `endpoint` tells where another key's connections go now, `local`
+    lists the host's addresses.
     """
     addresses = {4: [a for f, a in local if f == 4], 6: [a for f, a in local if f == 6]}
     for key, before, after, cut in moved:
-        if key.protocol is Protocol.TCP and not (before and cut):
+        if key.protocol is Protocol.TCP and not cut:
+            if before:
+                yield StaleFlows(key.family, key.protocol, key.address, key.port, before, opening=True)
+            continue
+        if key.protocol is Protocol.TCP and not before:
             continue
         if key.address is not None:
             yield _at(key, key.address, before, after)

@@ -13,11 +13,12 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.nfnetlink.nfctsocket import AsyncNFCTSocket, NFCTAttrTuple
+from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST
+from pyroute2.netlink.nfnetlink.nfctsocket import IPCTNL_MSG_CT_GET, AsyncNFCTSocket, NFCTAttrTuple, nfct_msg
 
 from nfportd.flows import Barred, StaleFlows
 from nfportd.model import Endpoint, Protocol
@@ -29,8 +30,11 @@ _log = logging.getLogger(__name__)
 MANY = 1000
 
 _NUMBER = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP, Protocol.SCTP: 132}
-#: Bit of an entry's status (linux/netfilter/nf_conntrack_common.h, IPS_DST_NAT).
-_TRANSLATED = 0x20
+#: Bits of an entry's status (linux/netfilter/nf_conntrack_common.h: IPS_SEEN_REPLY, IPS_DST_NAT).
+_ANSWERED, _TRANSLATED = 0x2, 0x20
+#: Seconds for which TCP flows that are opening are gathered, so that many changes cost one dump; clients repeat a SYN
+#: after one second (RFC 6298, 2.1).
+_GATHERING = 0.1
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -48,11 +52,14 @@ class Conntrack:
         self._turn = asyncio.Lock()
         self._due: dict[StaleFlows | Barred, None] = {}
         self._working: asyncio.Task[None] | None = None
+        self._opening: dict[StaleFlows, None] = {}
+        self._gathering: asyncio.Task[None] | None = None
 
     def close(self) -> None:
         """Close the sockets."""
-        if self._working:
-            self._working.cancel()
+        for task in (self._working, self._gathering):
+            if task:
+                task.cancel()
         for sock in self._sockets.values():
             sock.close()
 
@@ -67,6 +74,23 @@ class Conntrack:
         self._due |= dict.fromkeys([*stale, *barred])
         if self._working is None or self._working.done():
             self._working = asyncio.create_task(self._work())
+
+    def delete_opening(self, stale: Iterable[StaleFlows]) -> None:
+        """Delete the matching entries that nobody has answered, soon; nobody waits for it."""
+        self._opening |= dict.fromkeys(stale)
+        if self._opening and (self._gathering is None or self._gathering.done()):
+            self._gathering = asyncio.create_task(self._gather())
+
+    async def _gather(self) -> None:
+        while self._opening:
+            await asyncio.sleep(_GATHERING)
+            due, self._opening = self._opening, {}
+            ports = {flows.port for flows in due}
+            async with self._turn:
+                try:
+                    await self._pick(list(due), ports.pop() if len(ports) == 1 else None, unanswered=True)
+                except (NetlinkError, OSError) as error:
+                    _log.warning("conntrack did not delete flows that are opening (%s); they wait for old targets", error)
 
     async def _work(self) -> None:
         while self._due:
@@ -129,14 +153,16 @@ class Conntrack:
             request["tuple_reply"] = reply
         await self._socket(flows.family).entry("del", cta_filter={"attrs": flags}, **request)
 
-    async def _pick(self, stale: Sequence[StaleFlows], port: int | None = None) -> None:
+    async def _pick(
+        self, stale: Sequence[StaleFlows], port: int | None = None, *, unanswered: bool = False
+    ) -> None:
         """Delete the entries that match, one by one, from a dump of their protocols and, if given, one port."""
         wanted: dict[tuple[Family, Protocol], dict[tuple[str | None, int], list[StaleFlows]]] = {}
         for flows in stale:
             by_listen = wanted.setdefault((flows.family, flows.protocol), {})
             by_listen.setdefault((flows.address, flows.port), []).append(flows)
         for (family, protocol), by_listen in wanted.items():
-            for entry in await self._entries(family, protocol, port):
+            for entry in await self._entries(family, protocol, port, unanswered=unanswered):
                 original, answered = entry.original, entry.answered_by
                 there = [
                     *by_listen.get((original.daddr, original.dport), ()),
@@ -145,15 +171,28 @@ class Conntrack:
                 if any(f.answered_by in (None, answered) and f.spared != answered for f in there):
                     await self._delete_one(self._socket(family), original)
 
-    async def _entries(self, family: Family, protocol: Protocol, port: int | None) -> list[_Entry]:
-        """Every entry of a protocol and, if given, one original port."""
-        dumped = NFCTAttrTuple(family=_FAMILY[family], proto=_NUMBER[protocol], dport=port)
+    async def _entries(
+        self, family: Family, protocol: Protocol, port: int | None, *, unanswered: bool = False
+    ) -> list[_Entry]:
+        """Every entry of a protocol and, if given, one original port; or those of them that nobody has answered."""
         found = []
-        async for entry in await self._socket(family).dump(tuple_orig=dumped):
+        async for entry in await self._dump(family, protocol, port, unanswered):
             original, reply = _tuple(entry, "CTA_TUPLE_ORIG"), _tuple(entry, "CTA_TUPLE_REPLY")
-            translated = bool((entry.get_attr("CTA_STATUS") or 0) & _TRANSLATED)
-            found.append(_Entry(original, Endpoint(reply.saddr, reply.sport), translated))
+            status = entry.get_attr("CTA_STATUS") or 0
+            # Looked at here too, for an older kernel does not know such a filter.
+            if not (unanswered and status & _ANSWERED):
+                found.append(_Entry(original, Endpoint(reply.saddr, reply.sport), bool(status & _TRANSLATED)))
         return found
+
+    async def _dump(self, family: Family, protocol: Protocol, port: int | None, unanswered: bool) -> Any:
+        original = NFCTAttrTuple(family=_FAMILY[family], proto=_NUMBER[protocol], dport=port)
+        if not unanswered:
+            return await self._socket(family).dump(tuple_orig=original)
+        original.attrs()
+        flags = {"attrs": [["CTA_FILTER_ORIG_FLAGS", original.flags]]}
+        # pyroute2's own dump asks for a tuple or for a status, the kernel takes both (Linux 5.15).
+        request = nfct_msg.create_from(tuple_orig=original, cta_filter=flags, status=0, status_mask=_ANSWERED)
+        return await self._socket(family).request(request, IPCTNL_MSG_CT_GET, msg_flags=NLM_F_REQUEST | NLM_F_DUMP)
 
     async def _delete_one(self, sock: AsyncNFCTSocket, original: NFCTAttrTuple) -> None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 
 import pytest
 
@@ -204,6 +205,24 @@ def test_a_tcp_flow_goes_on_after_its_target_changed(lab: Lab, start: Start, fam
         assert talk.ask().target == "t1"
         daemon.remove("web.yaml")
         assert talk.ask().target == "t1"
+
+
+@pytest.mark.parametrize("client", ["outside", "host"])
+def test_a_client_whose_target_does_not_answer_gets_through_when_the_mapping_moves(
+    lab: Lab, start: Start, family: int, client: str
+) -> None:
+    silent = "add table inet silent\nadd chain inet silent input { type filter hook input priority 0; }\n"
+    lab.t2.run(["nft", f"{silent}add rule inet silent input tcp dport 80 drop"])
+    try:
+        daemon = start({"web.yaml": dropin(mapping("web", 8080, to("t2", family)))})
+        with futures.ThreadPoolExecutor() as pool:
+            waiting = pool.submit(lab.spaces[client].ask, OWN[family], 8080, timeout=2.5)
+            time.sleep(0.3)
+            daemon.write("web.yaml", dropin(mapping("web", 8080, to("t1", family))))
+            # It repeats its SYN after a second.
+            assert waiting.result().target == "t1"
+    finally:
+        lab.t2.run(["nft", "delete table inet silent"])
 
 
 @pytest.mark.parametrize("loopback", ["127.0.0.1", "::1"])
