@@ -244,6 +244,10 @@ class Mapping:
             f"a range maps 1:1, write {right}"
         )
 
+    def __hash__(self) -> int:
+        # Few mappings listen on the same ports, and every field would take five times as long.
+        return hash(self.listen)
+
     def __str__(self) -> str:
         if self.name:
             return f'"{self.name if len(self.name) <= 120 else self.name[:117] + "..."}"'

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 Family = Literal[4, 6]
@@ -19,6 +20,11 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 #: RFC 1122, 3.2.1.3: no host has an address of it.
 _THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
+#: Addresses that are remembered with what they are good for: many mappings lead to the same ones.
+_REMEMBERED = 4096
+
+_PORTS = re.compile(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?", re.ASCII)
+_BRACKETED = re.compile(r"\[([^\]]*)\](?::(.*))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +106,7 @@ def brief(text: str) -> str:
 
 def parse_ports(text: str) -> Ports:
     """Read `80` or `8000-8099`; ValueError names what is wrong."""
-    match = re.fullmatch(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?", text, re.ASCII)
+    match = _PORTS.fullmatch(text)
     if not match:
         raise ValueError(f"{describe(text)} is not a port or a range; write 80 or 8000-8099")
     first, last = int(match[1]), int(match[2] or match[1])
@@ -112,6 +118,7 @@ def parse_ports(text: str) -> Ports:
     return Ports(first, last)
 
 
+@lru_cache(_REMEMBERED)
 def _parse_address(text: str, role: str) -> _Address:
     if "%" in text:
         raise ValueError(f"{describe(text)} names an interface; a {role} is a plain address, without a zone")
@@ -132,7 +139,7 @@ def _split(text: str, role: str) -> tuple[_Address, str]:
     """Cut `address:ports` or `[address]:ports` into its parts."""
     if "://" in text:
         raise ValueError(f"{describe(text)} is a URL; a {role} is an address and port like 10.88.0.11:80")
-    bracketed = re.fullmatch(r"\[([^\]]*)\](?::(.*))?", text)
+    bracketed = _BRACKETED.fullmatch(text)
     if bracketed:
         host, ports = bracketed[1], bracketed[2]
         if ":" not in host:
@@ -195,13 +202,19 @@ def parse_target(value: object) -> Target:
         port = brief(text)
         raise ValueError(f"found only the port {port}; write the target's address too, like 10.88.0.11:{port}")
     address, ports_text = _split(text, "target")
+    return Target(*_one_host(address), parse_ports(ports_text))
+
+
+@lru_cache(_REMEMBERED)
+def _one_host(address: _Address) -> tuple[str, Family]:
+    """An address as it is kept, and its family. Raises ValueError where it cannot be a target's."""
     kind = _kind(address)
     if kind:
         article = "an" if kind == "unspecified" else "a"
         raise ValueError(
             f"{address} is {article} {kind} address; a target is the address of one other host or container"
         )
-    return Target(str(address), 4 if address.version == 4 else 6, parse_ports(ports_text))
+    return str(address), 4 if address.version == 4 else 6
 
 
 def parse_source(value: object) -> str:
