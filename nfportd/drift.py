@@ -10,20 +10,16 @@ end with one of a new generation, which names the process (nf_tables_commit in n
 
 from __future__ import annotations
 
-import ipaddress
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from nfportd import ruleset
+from nfportd import elements, ruleset
 from nfportd.desired import ABSENT, Absent, Parts, Slot
+from nfportd.netlink import attributes, of_nftables, text
 from nfportd.notation import brief
 
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
-_FAMILY = struct.Struct("=BBH")  # struct nfgenmsg
-_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
-_NFTABLES, _INET = 10, 1  # NFNL_SUBSYS_NFTABLES, NFPROTO_INET
+_INET = 1  # NFPROTO_INET
 
 # enum nf_tables_msg_types; what a `destroy` took away is told as such.
 _TABLE_GONE = (2, 26)
@@ -32,14 +28,8 @@ _ELEMENT, _ELEMENT_GONE = 12, (14, 30)
 _NEW_GENERATION = 15
 
 # Attributes; the table's name is the first of every kind of message.
-_TABLE, _SET, _ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_*; NFTA_SET_NAME is 2 too
-_KEY, _DATA, _FLAGS, _KEY_END = 1, 2, 3, 10  # NFTA_SET_ELEM_*
-_CATCHALL = 2  # NFT_SET_ELEM_CATCHALL
+_TABLE, _SET = 1, 2  # NFTA_SET_TABLE, NFTA_SET_NAME
 _PROCESS_ID, _PROCESS_NAME = 2, 3  # NFTA_GEN_PROC_*
-
-_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
-#: Bytes of a field in a concatenated key or value; each field begins at a multiple of four.
-_SIZES = {"ipv4_addr": 4, "ipv6_addr": 16, "inet_proto": 1, "inet_service": 2, "ifname": 16}
 
 
 class Author(NamedTuple):
@@ -95,7 +85,7 @@ class Reader:
     def feed(self, datagram: bytes) -> None:
         """Take what the kernel sent; what cannot be understood counts as lost. Raises nothing."""
         try:
-            for kind, family, body in _messages(datagram):
+            for kind, family, body in of_nftables(datagram):
                 if kind == _NEW_GENERATION:
                     self._end(body)
                 elif family == _INET and _name(body) == ruleset.TABLE:
@@ -130,7 +120,7 @@ class Reader:
         if not self._touched:
             return
         self._touched = False
-        said = dict(_attributes(body))
+        said = dict(attributes(body))
         name = bytes(said.get(_PROCESS_NAME, b"")).rstrip(b"\0").decode(errors="replace")
         pid = int.from_bytes(said.get(_PROCESS_ID, b""), "big")
         self._drift.authors[Author(name or "unknown", pid)] = None
@@ -138,104 +128,20 @@ class Reader:
     def _touch(self, kind: int, body: memoryview) -> None:
         drift = self._drift
         if kind == _ELEMENT:
-            drift.elements.update(_elements(body))
+            drift.elements.update(elements.read(body))
         elif kind in _ELEMENT_GONE:
-            drift.elements.update((slot, ABSENT) for slot, _ in _elements(body))
+            drift.elements.update((slot, ABSENT) for slot, _ in elements.read(body))
         else:
             drift.skeleton = True
         if kind in _TABLE_GONE:
             drift.emptied |= ruleset.ELEMENT_SETS
             drift.elements.clear()
         elif kind in _SET_GONE:
-            name = _text(dict(_attributes(body))[_SET])
+            name = text(dict(attributes(body))[_SET])
             drift.emptied |= {name} & ruleset.ELEMENT_SETS
             drift.elements = {slot: value for slot, value in drift.elements.items() if slot.set != name}
 
 
-def _messages(datagram: bytes) -> Iterator[tuple[int, int, memoryview]]:
-    """Kind, family and attributes of each nf_tables message."""
-    rest = memoryview(datagram)
-    while rest:
-        length, kind, *_ = _HEADER.unpack_from(rest)
-        if not _HEADER.size <= length <= len(rest):
-            raise ValueError("a message says that it is longer than what came")
-        if kind >> 8 == _NFTABLES:
-            family, *_ = _FAMILY.unpack_from(rest, _HEADER.size)
-            yield kind & 0xFF, family, rest[_HEADER.size + _FAMILY.size : length]
-        rest = rest[_aligned(length) :]
-
-
-def _attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    while data:
-        length, kind = _ATTRIBUTE.unpack_from(data)
-        if not _ATTRIBUTE.size <= length <= len(data):
-            raise ValueError("an attribute says that it is longer than what came")
-        yield kind & 0x3FFF, data[_ATTRIBUTE.size : length]  # without NLA_F_NESTED, NLA_F_NET_BYTEORDER
-        data = data[_aligned(length) :]
-
-
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3
-
-
 def _name(body: memoryview) -> str:
-    kind, value = next(_attributes(body), (0, body))
-    return _text(value) if kind == _TABLE else ""
-
-
-def _text(value: memoryview) -> str:
-    return bytes(value).split(b"\0", 1)[0].decode()
-
-
-def _elements(body: memoryview) -> Iterator[tuple[Slot, Parts | None]]:
-    """Each element of a message, with its value. Raises ValueError or KeyError for one that we would not write."""
-    said = dict(_attributes(body))
-    name = _text(said[_SET])
-    key, value, flags = ruleset.shape(name)
-    for _, element in _attributes(said[_ELEMENTS]):
-        parts = dict(_attributes(element))
-        if int.from_bytes(parts.get(_FLAGS, b""), "big") & _CATCHALL:
-            raise ValueError("an element for everything else")
-        found = _fields(key, _data(parts[_KEY]))
-        if "interval" in flags:
-            last = _fields(key, _data(parts.get(_KEY_END, parts[_KEY])))
-            if found[1:] != last[1:]:
-                raise ValueError("a range of more than addresses")
-            found = (_prefix(str(found[0]), str(last[0])), *found[1:])
-        data = parts.get(_DATA)
-        yield Slot(name, found), _fields(tuple(value.split(" . ")), _data(data)) if value and data else None
-
-
-def _data(nested: memoryview) -> memoryview:
-    return dict(_attributes(nested))[1]  # NFTA_DATA_VALUE
-
-
-def _fields(kinds: tuple[str, ...], data: memoryview) -> Parts:
-    if len(data) != sum(_aligned(_SIZES[kind]) for kind in kinds):
-        raise ValueError("an element of another size than its set's")
-    found: list[str | int] = []
-    for kind in kinds:
-        found.append(_field(kind, bytes(data[: _SIZES[kind]])))
-        data = data[_aligned(_SIZES[kind]) :]
-    return tuple(found)
-
-
-def _field(kind: str, raw: bytes) -> str | int:
-    match kind:
-        case "ipv4_addr" | "ipv6_addr":
-            return str(ipaddress.ip_address(raw))
-        case "ifname":
-            name, _, rest = raw.partition(b"\0")
-            if rest.strip(b"\0"):
-                raise ValueError("the name of an interface with something behind it")
-            return name.decode()
-        case "inet_proto":
-            return _PROTOCOLS.get(raw[0], raw[0])
-    return int.from_bytes(raw, "big")
-
-
-def _prefix(first: str, last: str) -> str:
-    """A range as nft lists it: a prefix where it is one."""
-    start, end = ipaddress.ip_address(first), ipaddress.ip_address(last)
-    networks = list(ipaddress.summarize_address_range(start, end))
-    return str(networks[0]) if len(networks) == 1 else f"{first}-{last}"
+    kind, value = next(attributes(body), (0, body))
+    return text(value) if kind == _TABLE else ""

@@ -63,6 +63,7 @@ class Events:
         So numbers grow across restarts, and a follower that comes back after one learns what it has missed.
         """
         self._clock = clock
+        self.size = size
         self._ring: list[Event | None] = [None] * size
         self._first = self._next = int(clock() * 1_000_000) if first is None else first
         self._news = asyncio.Event()
@@ -75,7 +76,7 @@ class Events:
 
     @property
     def _oldest(self) -> int:
-        return max(self._first, self._next - len(self._ring))
+        return max(self._first, self._next - self.size)
 
     def add(
         self,
@@ -88,9 +89,13 @@ class Events:
     ) -> None:
         """Note what happened, and wake those who follow."""
         event = Event(self._next, self._now(), kind, owner, key, target, detail)
-        self._ring[event.seq % len(self._ring)] = event
+        self._ring[event.seq % self.size] = event
         self._next += 1
         self._news.set()
+
+    def skip(self, count: int) -> None:
+        """So many events come before the next `size` ones, which drive them out at once."""
+        self._next += count
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -102,7 +107,7 @@ class Events:
         return Since([self._at(each) for each in range(start, self._next)], lost)
 
     def _at(self, seq: int) -> Event:
-        event = self._ring[seq % len(self._ring)]
+        event = self._ring[seq % self.size]
         assert event is not None
         return event
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
@@ -97,6 +98,7 @@ def _parse_protocol(value: object) -> Protocol:
         raise ValueError(f"found {describe(value)}; protocols are tcp, udp and sctp") from None
 
 
+@lru_cache
 def _distinct(protocols: tuple[Protocol, ...]) -> tuple[Protocol, ...]:
     if not protocols:
         raise ValueError("the list is empty; leave the key out for tcp")
@@ -270,16 +272,19 @@ class Mapping:
 
     def endpoints(self) -> Iterator[tuple[Key, Endpoint]]:
         """Every key that this mapping claims, with where it goes; ranges map 1:1."""
+        address, ports = self.listen.address, self.listen.ports
         for target in self.targets:
             for protocol in self.protocol:
-                for offset in range(self.listen.ports.count):
-                    key = Key(target.family, self.listen.address, protocol, self.listen.ports.first + offset)
+                yield Key(target.family, address, protocol, ports.first), Endpoint(target.address, target.ports.first)
+                for offset in range(1, ports.count):
+                    key = Key(target.family, address, protocol, ports.first + offset)
                     yield key, Endpoint(target.address, target.ports.first + offset)
 
     def endpoint(self, key: Key) -> Endpoint:
         """Where one of this mapping's own keys goes."""
         target = self.targets[0] if self.targets[0].family == key.family else self.targets[-1]
-        return Endpoint(target.address, target.ports.first + key.port - self.listen.ports.first)
+        offset = key.port - self.listen.ports.first
+        return Endpoint(target.address, target.ports.first + offset if offset else target.ports.first)
 
 
 def _ports(ports: Ports) -> str:

@@ -104,12 +104,15 @@ def brief(text: str) -> str:
     return describe(text)[1:-1]
 
 
+# Listen and target mostly have the same ports: then it is one value.
+@lru_cache(16)
 def parse_ports(text: str) -> Ports:
     """Read `80` or `8000-8099`; ValueError names what is wrong."""
     match = _PORTS.fullmatch(text)
     if not match:
         raise ValueError(f"{describe(text)} is not a port or a range; write 80 or 8000-8099")
-    first, last = int(match[1]), int(match[2] or match[1])
+    first = int(match[1])
+    last = int(match[2]) if match[2] else first
     for port in (first, last):
         if not 1 <= port <= 65535:
             raise ValueError(f"port {port} is out of range; ports are 1 to 65535")

@@ -48,12 +48,15 @@ class Notices:
             held = self._register.held.get(owner)
             old = before.content.mappings.keys() if before else set()
             new = held.content.mappings.keys() if held else set()
-            gone = {str(mapping.listen): mapping for mapping in old - new}
-            for mapping in new - old:
-                kind = Kind.CHANGED if gone.pop(str(mapping.listen), None) else Kind.ADDED
+            gone = {mapping.listen: mapping for mapping in old - new}
+            happened = [
+                (Kind.CHANGED if gone.pop(mapping.listen, None) else Kind.ADDED, mapping) for mapping in new - old
+            ]
+            happened += [(Kind.REMOVED, mapping) for mapping in gone.values()]
+            # At a start there may be six times as many as are remembered.
+            self._events.skip(max(0, len(happened) - self._events.size))
+            for kind, mapping in happened[-self._events.size :]:
                 self._add(kind, owner, mapping)
-            for mapping in gone.values():
-                self._add(Kind.REMOVED, owner, mapping)
         for each in waiting:
             self._events.add(Kind.CONFLICT, each.claim.owner, key=str(each.keys[0]), detail=f"held by {each.holder}")
 

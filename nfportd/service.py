@@ -50,7 +50,7 @@ class Service:
         self._host = kernel.host
         self._state = Shared(kernel.table.state)
         self._listing = Shared(nft.list_table)
-        self._terse_listing = Shared(lambda: nft.list_table(elements=False))
+        self._terse_listing = Shared(lambda: nft.list_table(whole=False))
         self._dropins = dropins
         self._lifetimes = Lifetimes(self._ended)
         self._since = time.time()

@@ -205,7 +205,7 @@ class Table:
         return gone
 
     async def _follow_skeleton(self) -> None:
-        found = await self._nft.list_table(elements=False) if await self._usable() else None
+        found = await self._nft.list_table(whole=False) if await self._usable() else None
         if found is None:
             self._forget()
         else:
@@ -260,7 +260,7 @@ class Table:
         if self._sealed:
             return
         try:
-            found = await self._nft.list_table(elements=False)
+            found = await self._nft.list_table(whole=False)
             if found:
                 await self._nft.run(ruleset.set_fingerprint(ruleset.fingerprint(self._mark_bit, found)))
                 self._skeleton, self._sealed = found.skeleton, True
@@ -293,7 +293,7 @@ class Table:
         flags = self._nft.flags()
         if flags is None:
             return "missing"
-        found = await self._nft.list_table(elements=False) if flags == self._flags else None
+        found = await self._nft.list_table(whole=False) if flags == self._flags else None
         return "intact" if found and found.skeleton == self._skeleton else "changed"
 
     async def holds(self, elements: dict[Slot, Parts | None]) -> bool:

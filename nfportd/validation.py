@@ -51,9 +51,11 @@ def mappings(content: bytes, file: str) -> dict[Mapping, int]:
     found: dict[Mapping, int] = {}
     claimed: dict[Key, tuple[Mapping, int]] = {}
     total = 0
-    for number, node in enumerate(items, start=1):
-        if len(problems) > MAX_PROBLEMS:
-            break
+    number = 0
+    items.reverse()
+    while items and len(problems) <= MAX_PROBLEMS:
+        # A node goes as soon as it has been read: all of them take more memory than the mappings.
+        node, number = items.pop(), number + 1
         prefix = f"mapping {_label(node, number)}: "
         if isinstance(node.value, dict) and len(node.value) > _MANY:
             known = f"known keys are {', '.join(_MAPPING_KEYS)}"
@@ -134,10 +136,10 @@ def _clashes(mapping: Mapping, node: Node, claimed: dict[Key, tuple[Mapping, int
         holder, _ = claimed.setdefault(key, (mapping, node.line))
         if holder is not mapping:
             clashes.setdefault(id(holder), []).append(key)
-    place = node.at(("listen",))
-    if place.line < node.line:
-        place = node  # an alias: what it holds was written elsewhere
     for keys in clashes.values():
+        place = node.at(("listen",))
+        if place.line < node.line:
+            place = node  # an alias: what it holds was written elsewhere
         holder, line = claimed[keys[0]]
         which = f"{keys[0]} and {len(keys) - 1} more are" if len(keys) > 1 else f"{keys[0]} is"
         found = f"{which} claimed already by mapping {holder} in line {line}"

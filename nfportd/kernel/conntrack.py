@@ -16,8 +16,8 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST
+from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import IPCTNL_MSG_CT_GET, AsyncNFCTSocket, NFCTAttrTuple, nfct_msg
 
 from nfportd.flows import Barred, StaleFlows
@@ -90,7 +90,7 @@ class Conntrack:
                 try:
                     await self._pick(list(due), ports.pop() if len(ports) == 1 else None, unanswered=True)
                 except (NetlinkError, OSError) as error:
-                    _log.warning("conntrack did not delete flows that are opening (%s); they wait for old targets", error)
+                    _log.warning("conntrack did not delete opening flows (%s); they wait for old targets", error)
 
     async def _work(self) -> None:
         while self._due:
@@ -153,9 +153,7 @@ class Conntrack:
             request["tuple_reply"] = reply
         await self._socket(flows.family).entry("del", cta_filter={"attrs": flags}, **request)
 
-    async def _pick(
-        self, stale: Sequence[StaleFlows], port: int | None = None, *, unanswered: bool = False
-    ) -> None:
+    async def _pick(self, stale: Sequence[StaleFlows], port: int | None = None, *, unanswered: bool = False) -> None:
         """Delete the entries that match, one by one, from a dump of their protocols and, if given, one port."""
         wanted: dict[tuple[Family, Protocol], dict[tuple[str | None, int], list[StaleFlows]]] = {}
         for flows in stale:

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import logging
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from nfportd import listing, ruleset
+from nfportd import elements, listing, ruleset
 from nfportd.errors import KernelRefused, NotPossible
 from nfportd.kernel import nft_worker
+from nfportd.kernel.nft_elements import ElementsDump
 from nfportd.kernel.nft_flags import Flags
 from nfportd.kernel.nft_worker import DRY_RUN, HEADER, JSON, TERSE
 from nfportd.ruleset import Listed
@@ -36,8 +37,6 @@ _PATIENCE = 20.0
 _BYTES_A_SECOND = 200_000
 #: The daemon's signals are for the daemon: a service manager or a terminal sends them to its children as well.
 _NOT_FOR_CHILDREN = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
-
-_libc = ctypes.CDLL(None)
 
 
 class NftDied(KernelRefused):
@@ -78,26 +77,48 @@ class Nft:
         """
         await self._ask(0, text)
 
-    async def list_table(self, *, elements: bool = True) -> Listed | None:
-        """Our table, or None. Without elements the cost does not depend on the number of mappings."""
+    async def list_table(self, *, whole: bool = True) -> Listed | None:
+        """Our table, or None. Without its elements (not `whole`) the cost does not depend on the number of mappings."""
         tables = self._tables()
         if ruleset.TABLE not in tables:
             return None
         # nft 1.0.6 fetches every element for `list table`, be it terse or not: 0.8 s for 60,000. But it must not be
         # asked for a table that has one flag, also another program's: it spoils its memory (nft_flags).
         risky = any(len(flags) == 1 for name, flags in tables.items() if name != ruleset.TABLE)
-        what = f"table inet {ruleset.TABLE}" if elements or risky else "ruleset inet"
+        bare = f"table inet {ruleset.TABLE}" if risky else "ruleset inet"
         try:
-            found = _read(await self._ask(JSON if elements else JSON | TERSE, f"list {what}"))
+            if whole:
+                found = await self._list_whole(bare) or await self._list(f"table inet {ruleset.TABLE}", terse=False)
+            else:
+                found = await self._list(bare, terse=True)
         except NftDied:
             raise
         except KernelRefused:
             if self.flags() is None:
                 return None  # somebody has deleted it between
             raise
-        if elements:
-            _libc.malloc_trim(0)
         return found and found._replace(flags=tables[ruleset.TABLE])
+
+    async def _list(self, what: str, *, terse: bool) -> Listed | None:
+        return _read(await self._ask(JSON | TERSE if terse else JSON, f"list {what}"))
+
+    async def _list_whole(self, bare: str) -> Listed | None:
+        """The table with the elements by the kernel's own word; None where libnftables must read them.
+
+        That is so where somebody has put something there that we would not write, or does it at this moment.
+        """
+        try:
+            with contextlib.closing(ElementsDump()) as dump:
+                before = dump.generation()
+                found = await self._list(bare, terse=True)
+                if found is None:
+                    return None
+                ours = [name for name in sorted(ruleset.ELEMENT_SETS) if found.sets.get(name) == ruleset.shape(name)]
+                read = await asyncio.to_thread(lambda: {name: elements.gathered(dump.of(name)) for name in ours})
+                return found._replace(elements=found.elements | read) if dump.generation() == before else None
+        except (OSError, ValueError, LookupError, struct.error) as error:
+            _log.debug("elements are read by libnftables: %s", error)
+            return None
 
     def flags(self) -> ruleset.Flags | None:
         """The flags of our table by the kernel's own word; None where there is no table. Raises KernelRefused."""

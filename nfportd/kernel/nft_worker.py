@@ -22,7 +22,7 @@ JSON, TERSE, DRY_RUN = 1, 2, 4
 
 _NETLINK_NETFILTER = 12  # linux/netlink.h
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-#: Texts from this length on take 70 times their memory in the parser, and glibc would keep it.
+#: Texts from this length on take 70 times their memory in the parser, listings more, and glibc would keep it.
 _LARGE = 1_000_000
 #: This process opens few.
 _DESCRIPTORS = 64
@@ -44,13 +44,14 @@ def main() -> None:
         except OSError as error:
             _answer(stream, 1, f"no libnftables, or no netlink socket for it: {error.strerror or error}".encode())
             return
-        # The kernel gives a socket its port when something is sent.
-        nft.cmd("list tables inet")
+        # The kernel gives a socket its port when something is sent. For most lists nft 1.0.6 fetches every element.
+        nft.cmd("list flowtables inet")
         _answer(stream, 0, str(_netlink_port()).encode())
         while header := stream.read(HEADER.size):
             flags, length = HEADER.unpack(header)
-            _answer(stream, *_run(nft, flags, stream.read(length)))
-            if length > _LARGE:
+            status, text = _run(nft, flags, stream.read(length))
+            _answer(stream, status, text)
+            if max(length, len(text)) > _LARGE:
                 _libc.malloc_trim(0)
 
 

@@ -357,3 +357,31 @@ def test_both_ways_of_running_nft_list_the_same(inside: Inside, one: Elements) -
         return found.elements
 
     assert inside.do(through_library()) == one
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "add element inet nfportd any4 { * : 10.88.0.11 . 80 }",
+        "add element inet nfportd onlink4 { 192.0.2.1-192.0.2.5 . eth0 }",
+        "add element inet nfportd allowed_any4 { 192.0.2.0/24 . tcp . 80-90 }",
+    ],
+)
+def test_elements_that_we_would_not_write_are_listed_beside_ours(inside: Inside, text: str) -> None:
+    async def listed() -> Elements:
+        nft = Nft()
+        try:
+            await nft.run("add table inet nfportd; delete table inet nfportd\n" + ruleset.skeleton(13))
+            await nft.run(f"add element inet nfportd any6 {{ tcp . 80 : fd88::11 . 80 }}\n{text}")
+            found = await nft.list_table()
+        finally:
+            nft.close()
+        assert found is not None
+        return found.elements
+
+    found = inside.do(listed())
+
+    assert found["any6"] == {("tcp", 80): ("fd88::11", 80)}
+    assert found == inside.elements()
+    assert sum(map(len, found.values())) == 2
+    inside.space.nft("delete table inet nfportd")

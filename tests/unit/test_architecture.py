@@ -15,14 +15,14 @@ PACKAGE = Path(__file__).parents[2] / "nfportd"
 #: From the ground up; modules of one line may not import each other, but for those of kernel and sources.
 ORDER = (
     ("cni", "kernel.nft_worker"),
-    ("errors", "messages"),
+    ("errors", "messages", "netlink"),
     ("notation", "trust", "journal", "unit"),
     ("model",),
     ("document",),
     ("validation",),
     ("desired",),
     ("ruleset",),
-    ("listing",),
+    ("listing", "elements"),
     ("topology", "drift", "pace"),
     ("flows",),
     ("matches",),
@@ -32,7 +32,7 @@ ORDER = (
     ("register",),
     ("settings", "open_forward"),
     ("events", "metrics", "limits", "shared"),
-    ("kernel.nft_flags",),
+    ("kernel.nft_flags", "kernel.nft_elements"),
     ("kernel.sysctl", "kernel.nft", "kernel.nft_rules", "kernel.conntrack", "kernel.network", "kernel.nft_monitor"),
     ("kernel.processes", "kernel.netns_paths", "kernel.listeners", "kernel.reservations", "kernel.only_one"),
     ("kernel.host", "kernel.lifetimes", "kernel.ports"),
@@ -58,7 +58,20 @@ LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name 
 
 PURE = (
     *("errors", "notation", "model", "document", "validation", "desired", "ruleset", "topology", "flows"),
-    *("listing", "drift", "pace", "wishes", "access", "register", "messages", "matches", "forwarding", "firewalls"),
+    *(
+        "listing",
+        "netlink",
+        "elements",
+        "drift",
+        "pace",
+        "wishes",
+        "access",
+        "register",
+        "messages",
+        "matches",
+        "forwarding",
+        "firewalls",
+    ),
 )
 IMPURE = {
     "asyncio",

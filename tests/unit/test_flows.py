@@ -52,7 +52,9 @@ def test_flows_to_the_old_target_of_one_address_go(after: Endpoint | None) -> No
 
 @pytest.mark.parametrize("address", [None, "192.0.2.1"])
 @pytest.mark.parametrize("after", [NEW, None])
-def test_of_tcp_flows_those_go_that_the_old_target_has_not_answered(address: str | None, after: Endpoint | None) -> None:
+def test_of_tcp_flows_those_go_that_the_old_target_has_not_answered(
+    address: str | None, after: Endpoint | None
+) -> None:
     opening = StaleFlows(4, Protocol.TCP, address, 80, OLD, opening=True)
 
     assert stale(Moved(key(80, address), OLD, after, cut=False)) == {opening}

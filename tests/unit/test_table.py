@@ -32,8 +32,8 @@ class Asked:
     async def run(self, text: str) -> None:
         self.texts.append(text)
 
-    async def list_table(self, *, elements: bool = True) -> Listed | None:
-        self.readings += elements
+    async def list_table(self, *, whole: bool = True) -> Listed | None:
+        self.readings += whole
         return None
 
     def flags(self) -> ruleset.Flags | None:
