@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import gc
 import grp
@@ -54,6 +55,8 @@ from nfportd.table import Table
 from nfportd.wishes import Outcome
 
 _log = logging.getLogger(__name__)
+
+_libc = ctypes.CDLL(None)
 
 #: Seconds until files are read again that could not be read.
 _AGAIN = 3.0
@@ -230,6 +233,7 @@ class _Source:
                 _log.info("ready: %d mappings, drop-ins from %s", count, self._dropins.directory, extra=told)
                 # What has been made by now stays, so nobody need look through it for cycles.
                 gc.freeze()
+                _libc.malloc_trim(0)
                 unit.ready()
                 self.ready.set()
 
