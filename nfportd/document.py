@@ -94,7 +94,8 @@ def read(content: bytes, file: str) -> Node | None:
         raise InvalidInput([Problem(file, *_after(text[: beyond.start()]), found)])
     reading = _Reading(file)
     try:
-        return reading.document(yaml.parse(text, Loader=yaml.CSafeLoader))
+        # Without the look ahead of yaml.parse, which takes as long as the events.
+        return reading.document(iter(yaml.CSafeLoader(text).get_event, None))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         why = f"not valid YAML: {error.problem or error.context}"

@@ -109,6 +109,8 @@ def _distinct(protocols: tuple[Protocol, ...]) -> tuple[Protocol, ...]:
 
 
 def _one_a_family(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    if len(targets) == 1:
+        return targets
     if not targets:
         raise ValueError("the list is empty; a mapping needs at least one target")
     for family in FAMILIES:
@@ -218,6 +220,8 @@ class Mapping:
 
     @model_validator(mode="after")
     def _sources_are_few(self) -> Mapping:
+        if not self.sources:
+            return self
         elements = self.size * len(self.sources)
         if elements > _MOST_ALLOWED:
             found = f"{self.size:,} keys for {len(self.sources)} prefixes each are {elements:,} elements"
