@@ -192,8 +192,8 @@ class Desired:
 
     def holder(self, key: Key) -> Claim | None:
         """Whose mapping the key follows."""
-        claims = self.claims(key)
-        return claims[0] if claims else None
+        claims = self._claims.get(key)
+        return claims if claims is None or isinstance(claims, Claim) else claims[0]
 
     def isolation(self, slot: Slot) -> Absent | None:
         """What should be in a slot that belongs to no key: an element where somebody wants that target isolated."""

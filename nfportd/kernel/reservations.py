@@ -67,6 +67,8 @@ class Reservations:
 
     def release(self, keys: Iterable[Key]) -> None:
         """Let these keys go; those that were not reserved are skipped."""
+        if not self._wanted:
+            return
         gone = [key for key in set(keys) if key in self]
         for key in gone:
             self._wanted[_place(key)].discard(key)
