@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,11 +21,10 @@ from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from nfportd.client import Client, Problem
-from tests.lab import Daemon, Lab, joined
-from tests.netns import Namespace
 from tests.properties.host import bridged
 from tests.properties.model import LINKS, NAMES
 from tests.properties.promises import Content, Entry, Promises, Table, Wished
+from tests.properties.room import Room
 
 EXAMPLES = int(os.environ.get("NFPORTD_EXAMPLES", "0"))
 #: Seconds in which there must be quiet; a child that died twice while listing costs some.
@@ -115,127 +112,6 @@ Meddling = str | tuple[str, int]
 
 def body(content: Content, **more: Any) -> dict[str, Any]:
     return {"mappings": [entry.json() for entry in content], **more}
-
-
-class Skeleton(dict[str, Any]):
-    """Chains, rules, sets and flags as nft lists them, without numbers that change."""
-
-    def __init__(self, listed: list[dict[str, Any]]) -> None:
-        super().__init__()
-        for each in listed:
-            for kind, said in each.items():
-                if kind == "rule":
-                    self.setdefault(f"rules of {said['chain']}", []).append(_still(said["expr"]))
-                elif kind != "metainfo":
-                    gone = ("handle", "elem", "packets", "bytes")
-                    name = said["name"]
-                    self[f"{kind} {name}"] = {key: value for key, value in said.items() if key not in gone}
-
-
-def _still(expression: Any) -> Any:
-    if isinstance(expression, list):
-        return [_still(each) for each in expression]
-    if isinstance(expression, dict):
-        return {key: None if key == "counter" else _still(value) for key, value in expression.items()}
-    return expression
-
-
-class Room:
-    """The host, with one daemon at a time in it."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
-        self.host: Namespace = lab.host
-        self._sound: Skeleton | None = None
-
-    def begin(self) -> Daemon:
-        daemon = Daemon(self.lab)
-        daemon.start()
-        if self._sound is None:
-            self._sound = Skeleton(daemon.table()["nftables"])
-        return daemon
-
-    def end(self, daemon: Daemon) -> None:
-        """It goes, and leaves nothing."""
-        if daemon.process is not None:
-            assert daemon.stop() == 0
-        left = daemon.table()
-        self.lab.daemons.remove(daemon)
-        shutil.rmtree(daemon.dir)
-        self.host.run(["nft", "flush", "ruleset"])
-        assert not left
-
-    def difference(self, daemon: Daemon, api: Client, promised: Promises) -> str:
-        """Where kernel, API or store are not as promised, for people; empty where they are."""
-        try:
-            listed = daemon.table().get("nftables", [])
-        except ValueError:
-            return "the listing is no JSON"  # nft 1.0.6 writes a table that has a flag from memory that it has freed
-        found, wanted = elements(listed), promised.elements()
-        wrong = [f"{n}: {found.get(n)} is not {wanted[n]}" for n in NAMES if found.get(n) != wanted[n]]
-        skeleton, sound = Skeleton(listed), self._sound or Skeleton([])
-        names = skeleton.keys() | sound.keys()
-        wrong += [f"{n}: {skeleton.get(n)} is not {sound.get(n)}" for n in names if skeleton.get(n) != sound.get(n)]
-        if len(found.get("fingerprint", ())) != 1:
-            wrong.append("there is no fingerprint")
-        for what, said, right in (
-            ("listed", states(api), promised.states()),
-            ("stored", stored(daemon), promises(promised)),
-        ):
-            wrong += [f"{what}: {said} is not {right}"] if said != right else []
-        for family, name in ((4, "net/ipv4/ip_forward"), (6, "net/ipv6/conf/all/forwarding")):
-            if (wanted[f"any{family}"] or wanted[f"addr{family}"]) and self.host.sysctl(name) != "1":
-                wrong.append(f"{name} is not 1")
-        return "\n".join(wrong)
-
-
-def elements(listed: list[dict[str, Any]]) -> Table:
-    found: Table = {}
-    for each in listed:
-        for kind in ("map", "set"):
-            if kind in each:
-                pairs = [pair if kind == "map" else (pair, "") for pair in each[kind].get("elem", [])]
-                found[each[kind]["name"]] = {_text(each[kind]["name"], key): joined(value) for key, value in pairs}
-    return found
-
-
-def _text(name: str, key: Any) -> str:
-    """A key as joined; a prefix of full length is listed as an address."""
-    text = joined(key)
-    first, _, rest = text.partition(" . ")
-    if name.startswith(("onlink", "allowed")) and "/" not in first:
-        return f"{first}/{128 if ':' in first else 32} . {rest}"
-    return text
-
-
-def states(api: Client) -> dict[tuple[str, str, str], str]:
-    listed = api.get("/v1/mappings")["mappings"]
-    return {(each["owner"], each["listen"], "+".join(each["protocol"])): each["state"] for each in listed}
-
-
-Stored = dict[tuple[str, bool], list[tuple[str, list[str]]]]
-
-
-def stored(daemon: Daemon) -> Stored:
-    """What stands in the files: for each owner, and whether it survives a reboot, listens and targets."""
-    found: Stored = {}
-    for persistent, place in ((False, "run"), (True, "state")):
-        path = daemon.dir / place / "mappings.db"
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-            for owner, text in database.execute("SELECT owner, content FROM owners"):
-                mappings = json.loads(text)["mappings"]
-                found[owner, persistent] = sorted((each["listen"], sorted(each["targets"])) for each in mappings)
-    return found
-
-
-def promises(promised: Promises) -> Stored:
-    return {
-        (owner, owner in promised.persistent): sorted(
-            (said["listen"], sorted(said["targets"])) for said in (entry.json() for entry in content)
-        )
-        for owner, content in promised.wishes.items()
-        if not owner.startswith("file:")
-    }
 
 
 class Machine(RuleBasedStateMachine):
