@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from nfportd import desired
-from nfportd.desired import Delta
+from nfportd.desired import LOOPBACK, Delta
 from nfportd.model import Endpoint, Key, Mapping, Protocol
 from nfportd.notation import Family
 
@@ -27,6 +27,8 @@ class StaleFlows(NamedTuple):
     port: int
     answered_by: Endpoint | None
     spared: Endpoint | None = None
+    #: Only those that have not come about.
+    attempts: bool = False
 
 
 class Moved(NamedTuple):
@@ -46,11 +48,16 @@ def stale(
     """The flows to delete after these keys moved.
 
     UDP and SCTP flows would go on to the old target as long as the client keeps sending; TCP flows end by themselves,
-    unless they are to be cut. `endpoint` tells where another key's connections go now, `local` lists the host's
-    addresses.
+    unless they are to be cut; what comes to the relay on [::1] or from it keeps its target. `endpoint` tells where
+    another key's connections go now, `local` lists the host's addresses.
     """
     addresses = {4: [a for f, a in local if f == 4], 6: [a for f, a in local if f == 6]}
     for key, before, after, cut in moved:
+        relayed = any(endpoint and endpoint.address == LOOPBACK for endpoint in (before, after))
+        if key.protocol is Protocol.TCP and relayed:
+            # Its target is what it was. Who connects still is not answered, and would try again on the old way.
+            yield _at(key, key.address, before, after)._replace(attempts=True)
+            continue
         if key.protocol is Protocol.TCP and not (before and cut):
             continue
         if key.address is not None:

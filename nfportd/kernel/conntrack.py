@@ -29,8 +29,9 @@ _log = logging.getLogger(__name__)
 MANY = 1000
 
 _NUMBER = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP, Protocol.SCTP: 132}
-#: Bit of an entry's status (linux/netfilter/nf_conntrack_common.h, IPS_DST_NAT).
-_TRANSLATED = 0x20
+#: Bits of an entry's status (linux/netfilter/nf_conntrack_common.h): IPS_ASSURED, which TCP is once it is established,
+#: and IPS_DST_NAT.
+_ASSURED, _TRANSLATED = 0x4, 0x20
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -38,6 +39,7 @@ class _Entry(NamedTuple):
     original: NFCTAttrTuple
     answered_by: Endpoint
     translated: bool
+    assured: bool
 
 
 class Conntrack:
@@ -142,6 +144,7 @@ class Conntrack:
                     *by_listen.get((original.daddr, original.dport), ()),
                     *by_listen.get((None, original.dport), ()),
                 ]
+                there = [flows for flows in there if not (flows.attempts and entry.assured)]
                 if any(f.answered_by in (None, answered) and f.spared != answered for f in there):
                     await self._delete_one(self._socket(family), original)
 
@@ -151,8 +154,9 @@ class Conntrack:
         found = []
         async for entry in await self._socket(family).dump(tuple_orig=dumped):
             original, reply = _tuple(entry, "CTA_TUPLE_ORIG"), _tuple(entry, "CTA_TUPLE_REPLY")
-            translated = bool((entry.get_attr("CTA_STATUS") or 0) & _TRANSLATED)
-            found.append(_Entry(original, Endpoint(reply.saddr, reply.sport), translated))
+            status = entry.get_attr("CTA_STATUS") or 0
+            bits = bool(status & _TRANSLATED), bool(status & _ASSURED)
+            found.append(_Entry(original, Endpoint(reply.saddr, reply.sport), *bits))
         return found
 
     async def _delete_one(self, sock: AsyncNFCTSocket, original: NFCTAttrTuple) -> None:
