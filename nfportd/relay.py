@@ -70,7 +70,7 @@ class Relay:
     @property
     def now(self) -> dict[str, int]:
         """Connections that are relayed at the moment, by protocol."""
-        return {"tcp": self._of.total(), "udp": len(self._datagrams) if self._datagrams else 0}
+        return {"tcp": self._of.total(), "udp": 0 if self._datagrams is None else len(self._datagrams)}
 
     def open(self) -> None:
         """Wait for connections, if it does not yet; a failure is logged and tried again at the next call."""
@@ -100,7 +100,7 @@ class Relay:
 
     def rest(self) -> None:
         """Wait for no more connections; TCP connections that run go on."""
-        if not self._listener or not self._datagrams:
+        if self._listener is None or self._datagrams is None:
             return
         asyncio.get_running_loop().remove_reader(self._listener.fileno())
         if self._pause:
@@ -123,13 +123,13 @@ class Relay:
 
     def follow(self, keys: Iterable[Key]) -> None:
         """End what these keys do not lead to any more: UDP flows, and TCP connections whose mapping wants them cut."""
-        if not self._streams and not self._datagrams:
+        if not self._streams and self._datagrams is None:
             return
         ports: dict[Protocol, set[int]] = {Protocol.TCP: set(), Protocol.UDP: set(), Protocol.SCTP: set()}
         for key in keys:
             if loopback_key(key):
                 ports[key.protocol].add(key.port)
-        if self._datagrams:
+        if self._datagrams is not None:
             self._datagrams.follow(ports[Protocol.UDP])
         for port in ports[Protocol.TCP] & self._streams.keys():
             way = self._way(Protocol.TCP, port)
@@ -202,10 +202,10 @@ class Relay:
         now = time.monotonic()
         for stream in self._all():
             stream.look(now, self._patience)
-        if self._datagrams:
+        if self._datagrams is not None:
             self._datagrams.look(now)
         self._timer = None
-        if self._streams or self._datagrams:
+        if self._streams or self._datagrams is not None:
             self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
 
     def _complain(self, text: str) -> None:
