@@ -244,8 +244,5 @@ def _room(most: int, part: int) -> int:
 
 def _meaning(error: OSError) -> str:
     if error.errno == errno.EAFNOSUPPORT:
-        return (
-            "nfportd may open no IPv6 sockets; RestrictAddressFamilies= of its unit must allow AF_INET6, "
-            "or the kernel has no IPv6"
-        )
+        return "nfportd may open no IPv6 sockets; its unit must allow AF_INET6 (systemd/relay.conf does)"
     return error.strerror or str(error)
