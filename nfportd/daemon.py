@@ -46,6 +46,7 @@ from nfportd.obstacles import Obstacles
 from nfportd.open_forward import OpenForward
 from nfportd.reconciler import Reconciler
 from nfportd.register import Register
+from nfportd.relay import Relay
 from nfportd.service import Service
 from nfportd.settings import Settings
 from nfportd.sources import recovery, watch
@@ -103,13 +104,16 @@ async def serve(paths: Paths, settings: Settings) -> None:
 @contextlib.asynccontextmanager
 async def _kernel(paths: Paths, settings: Settings) -> AsyncIterator[tuple[Kernel, Nft]]:
     wake = asyncio.Event()
-    monitor, network, conntrack, ports = NftMonitor(wake.set), NetworkWatch(wake.set), Conntrack(), LocalPorts()
+    monitor, network, conntrack = NftMonitor(wake.set), NetworkWatch(wake.set), Conntrack()
+    relay = Relay(1 << settings.mark_bit)
+    ports = LocalPorts(lambda: relay.inodes)
     nft = Nft(monitor.leave_out, wake.set)
     sysctls = Sysctls(paths.run_dir / "sysctls.json", manage=settings.manage_sysctls)
     table, host = Table(nft, settings.mark_bit), Host(network, sysctls)
     try:
-        yield Kernel(wake, table, monitor, network, conntrack, host, ports), nft
+        yield Kernel(wake, table, monitor, network, conntrack, host, ports, relay), nft
     finally:
+        relay.close()
         monitor.close()
         ports.close()
         conntrack.close()

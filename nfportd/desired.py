@@ -18,6 +18,9 @@ from nfportd.notation import FAMILIES, Family
 #: The owner of elements that were found in the kernel when the store that knew their owners was lost.
 RECOVERED = "recovered:store"
 
+#: The address of the host's own IPv6 loopback.
+LOOPBACK = "::1"
+
 #: The parts of an element's key or value as nft writes them: `("192.0.2.1", "tcp", 80)`.
 Parts = tuple[str | int, ...]
 
@@ -98,6 +101,9 @@ class Desired:
         self.contested: set[Key] = set()
         #: Keys that stay out of the kernel because a process of this host listens there, with who it is.
         self.blocked: dict[Key, Blocker] = {}
+        #: Targets to which a relay takes connections to [::1], and where it waits, by protocol.
+        self.relayed: AbstractSet[str] = frozenset()
+        self.relay: AbstractMapping[Protocol, Endpoint] = {}
 
     def replace(self, owner: str, mappings: AbstractMapping[Mapping, int]) -> Touched:
         """Make `mappings` (with their lines) all that the owner claims; return the keys that this touches."""
@@ -195,6 +201,26 @@ class Desired:
         claims = self._claims.get(key)
         return claims if claims is None or isinstance(claims, Claim) else claims[0]
 
+    def served(self, key: Key) -> tuple[Claim, Endpoint] | None:
+        """Whose mapping takes connections to a key, and where they end; [::1] falls to a key on every address."""
+        for each in (key, key._replace(address=None)) if key.address == LOOPBACK else (key,):
+            holder = self.holder(each)
+            if holder and each not in self.blocked:
+                return holder, holder.mapping.endpoint(each)
+        return None
+
+    def detour(self, key: Key) -> Endpoint | None:
+        """Where the relay waits for connections to a key on [::1]; None where the kernel serves it, or nobody does."""
+        found = self.served(key)
+        return self.relay.get(key.protocol) if found and found[1].address in self.relayed else None
+
+    def _at_loopback(self, key: Key) -> Parts | Absent:
+        """What should stand for a key on [::1] while there is a relay."""
+        if detour := self.detour(key):
+            return tuple(detour)
+        holder = self.holder(key)
+        return ABSENT if holder is None or key in self.blocked else tuple(holder.mapping.endpoint(key))
+
     def isolation(self, slot: Slot) -> Absent | None:
         """What should be in a slot that belongs to no key: an element where somebody wants that target isolated."""
         return None if slot in self._isolating else ABSENT
@@ -246,11 +272,14 @@ class Desired:
         The target of a key that is kept out of the kernel stays isolated.
         """
         wanted: dict[Slot, Parts | Absent | None] = {}
+        detours: dict[Slot, Parts | Absent | None] = {}
         for key, former in touched.items():
             target = _target(key)
             if former is not None:
                 for slot in _options(key, former.mapping, target):
                     wanted[slot] = ABSENT
+            if self.relay and (loopback := loopback_key(key)):
+                detours[_target(loopback)] = self._at_loopback(loopback)
             claim = self.holder(key)
             for each in (former, claim):
                 if each is not None and each.mapping.isolate:
@@ -262,7 +291,7 @@ class Desired:
             wanted[target] = tuple(claim.mapping.endpoint(key))
             for slot in _options(key, claim.mapping, target):
                 wanted[slot] = None
-        return wanted
+        return wanted | detours
 
     def wanted_of_all(self) -> dict[Slot, Parts | Absent | None]:
         """What should be in the table for all claims; every slot that is not named should be empty."""
@@ -284,6 +313,11 @@ def _target(key: Key) -> Slot:
     if address is None:
         return Slot(_ANY[family], (protocol, port))
     return Slot(_ADDR[family], (address, protocol, port))
+
+
+def loopback_key(key: Key) -> Key | None:
+    """The key of connections to [::1] on which this one has a say; None where it has none."""
+    return key._replace(address=LOOPBACK) if key.family == 6 and key.address in (None, LOOPBACK) else None
 
 
 def _isolated(key: Key, endpoint: Endpoint) -> Slot:

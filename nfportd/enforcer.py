@@ -25,6 +25,7 @@ from nfportd.kernel.ports import LocalPorts
 from nfportd.messages import Message, about
 from nfportd.model import Key, Mapping, Protocol
 from nfportd.pace import Pace
+from nfportd.relay import Relay
 from nfportd.table import Table, Written
 from nfportd.topology import Topology, Unreached
 
@@ -46,6 +47,7 @@ class Kernel(NamedTuple):
     conntrack: Conntrack
     host: Host
     ports: LocalPorts
+    relay: Relay
 
 
 class Watcher(Interface):
@@ -69,9 +71,12 @@ class Enforcer:
 
     def __init__(self, wanted: Desired, kernel: Kernel, watcher: Watcher) -> None:
         self._desired = wanted
-        _, self._table, self._monitor, self._network, self._conntrack, self._host, self._ports = kernel
+        _, self._table, self._monitor, self._network, self._conntrack, self._host, self._ports, self._relay = kernel
+        self._relay.served = wanted.served
         self._watcher = watcher
         self._topology = Topology(topology.Network())
+        # Targets that came into use or went out of it with this pass.
+        self._moved: set[str] = set()
         self._repairs = _Repairs(watcher)
         self.refused: dict[Claim, str] = {}
         self.unreached: set[str] = set()
@@ -138,6 +143,7 @@ class Enforcer:
     async def _enforce(self, touched: Touched, *, retried: bool) -> dict[Claim, str]:
         started = time.monotonic()
         undone = await self._follow_network()
+        self._ask_relay()
         drift = self._monitor.take()
         gone: Elements | None = {}
         if drift or self._table.uncertain:
@@ -151,6 +157,9 @@ class Enforcer:
             self._watcher.transaction(took, ok=not written.refused)
         self.elements_added, self.elements_removed = len(written.change.add), len(written.change.remove)
         await self._table.seal()
+        self._relay.follow(touched)
+        if not self._desired.relay:
+            self._relay.rest()
         if self._monitor.quiet():
             self._table.caught_up()
         refused = self._note_refused(written.refused, tried=retried)
@@ -177,6 +186,7 @@ class Enforcer:
     async def _follow_network(self) -> list[str]:
         """Keep what the host must allow in step with its routes and with the targets in use; what others had undone."""
         changes = self._desired.reached_changes()
+        self._moved = {target.address for target in changes}
         if self._network.changed or not self._topology.network.links:
             self._topology = Topology(await self._network.snapshot(), self._desired.reached())
             for name in topology.odd_names(self._topology.network):
@@ -193,6 +203,17 @@ class Enforcer:
             _log.warning("no route leads to target %s; connections to it fail until one appears", address)
         self.unreached = unreached
         return undone
+
+    def _ask_relay(self) -> None:
+        """Have the relay wait for connections before elements lead to it; it rests when none does any more."""
+        relayed = self._topology.relayed
+        if relayed:
+            self._relay.open()
+        endpoints = self._relay.endpoints if relayed else {}
+        # Keys to targets that came or went are touched; the others have to be found.
+        if endpoints != self._desired.relay or (relayed ^ self._desired.relayed) - self._moved:
+            self.compare_all = True
+        self._desired.relayed, self._desired.relay = relayed, endpoints
 
     def _delta(self, touched: Touched, drifted: Iterable[Slot], gone: Elements | None) -> Delta:
         """What the touched keys and the slots of a drift need; `gone`: what was right, and went with its set."""
@@ -231,11 +252,14 @@ class Enforcer:
     def _label(self, slot: Slot) -> Hashable:
         """A mapping's elements stand or fall together, every other element by itself."""
         key = desired.key_of(slot)
-        return (self._desired.holder(key) if key else self._desired.isolator(slot)) or slot
+        if key is None:
+            return self._desired.isolator(slot) or slot
+        served = self._desired.served(key)
+        return self._desired.holder(key) or (served and served[0]) or slot
 
     async def _flush(self, written: Written, touched: Touched) -> None:
         """Delete the flows that would go on to an old target, or whose source may not connect any more."""
-        moved = [*(self._passed_by() if written.chains else ()), *self._moved(written.change, touched)]
+        moved = [*(self._passed_by() if written.chains else ()), *self._keys_moved(written.change, touched)]
         endpoint = partial(desired.endpoint_in, self._table.elements)
         local = self._topology.network.addresses
         found = list(flows.stale(moved, endpoint, local))
@@ -251,14 +275,15 @@ class Enforcer:
             self._conntrack.delete_later(stale, barred)
         self._watcher.flushed(len(stale) + len(barred))
 
-    def _moved(self, change: Delta, touched: Touched) -> Iterator[Moved]:
+    def _keys_moved(self, change: Delta, touched: Touched) -> Iterator[Moved]:
         for slot in change.remove | change.add:
-            # Where a TCP key had no target, no flow has an old one; at a start that is nearly every slot.
-            if not desired.is_target(slot) or (slot not in change.remove and Protocol.TCP in slot.key):
+            if not desired.is_target(slot):
+                continue
+            before, after = desired.to_endpoint(change.remove.get(slot)), desired.to_endpoint(change.add.get(slot))
+            if Protocol.TCP in slot.key and not before and after and after.address != desired.LOOPBACK:
+                # No flow has an old target; at a start that is so for nearly every slot.
                 continue
             if key := desired.key_of(slot):
-                before = desired.to_endpoint(change.remove.get(slot))
-                after = desired.to_endpoint(change.add.get(slot))
                 yield Moved(key, before, after, self._cuts(key, touched.get(key)))
 
     def _passed_by(self) -> Iterator[Moved]:

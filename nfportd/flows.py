@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from nfportd import desired
-from nfportd.desired import Delta
+from nfportd.desired import LOOPBACK, Delta
 from nfportd.model import Endpoint, Key, Mapping, Protocol
 from nfportd.notation import Family
 
@@ -21,7 +21,7 @@ from nfportd.notation import Family
 class StaleFlows(NamedTuple):
     """Conntrack entries: to an address (None: any) and port, answered by an endpoint (None: whoever but `spared`).
 
-    `opening`: only those that nobody has answered yet.
+    `opening`: only those that nobody has answered yet; `attempts`: only those that have not come about.
     """
 
     family: Family
@@ -31,6 +31,7 @@ class StaleFlows(NamedTuple):
     answered_by: Endpoint | None
     spared: Endpoint | None = None
     opening: bool = False
+    attempts: bool = False
 
 
 class Moved(NamedTuple):
@@ -50,12 +51,16 @@ def stale(
     """The flows to delete after these keys moved.
 
     UDP and SCTP flows would go on to the old target as long as the client keeps sending; TCP flows end by themselves,
-    unless they are to be cut. Those that the old target has not answered, for it may be dead, would keep the client
-    there for two minutes, also when it tries again. `endpoint` tells where another key's connections go now, `local`
-    lists the host's addresses.
+    unless they are to be cut; what comes to the relay on [::1] or from it keeps its target. Those that the old target
+    has not answered, for it may be dead, would keep the client there for two minutes, also when it tries again.
+    `endpoint` tells where another key's connections go now, `local` lists the host's addresses.
     """
     addresses = {4: [a for f, a in local if f == 4], 6: [a for f, a in local if f == 6]}
     for key, before, after, cut in moved:
+        if key.protocol is Protocol.TCP and any(each and each.address == LOOPBACK for each in (before, after)):
+            # Its target is what it was. Who connects still is not answered, and would try again on the old way.
+            yield _at(key, key.address, before, after)._replace(attempts=True)
+            continue
         if key.protocol is Protocol.TCP and not cut:
             if before:
                 yield StaleFlows(key.family, key.protocol, key.address, key.port, before, opening=True)

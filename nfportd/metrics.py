@@ -30,6 +30,8 @@ class Readings(NamedTuple):
     elements: Callable[[], AbstractMapping[str, int]]  # by set or map of the table
     conflicts: Callable[[], int]  # mappings that wait for keys which others hold
     refused: Callable[[], int]  # mappings that the kernel refuses
+    relayed: Callable[[], AbstractMapping[str, int]]  # connections by protocol: tcp, udp
+    not_relayed: Callable[[], int]  # connections, since the start
 
 
 class Connections(NamedTuple):
@@ -137,6 +139,10 @@ class _Scrape(Collector):
         yield _by("nfportd_elements", "Elements in the table.", "map", self._readings.elements())
         yield _one("nfportd_conflicts", "Mappings that wait for keys which others hold.", self._readings.conflicts())
         yield _one("nfportd_refused", "Mappings that the kernel refuses.", self._readings.refused())
+        text = "Connections to [::1] that the relay carries now."
+        yield _by("nfportd_relay_connections", text, "protocol", self._readings.relayed())
+        text = "TCP connections to [::1] that the relay refused because it carried as many as it may."
+        yield CounterMetricFamily("nfportd_relay_refused_total", text, value=self._readings.not_relayed())
         text = "Packets dropped because their source is not allowed."
         yield _by_family("nfportd_blocked_packets_total", text, self.blocked)
         text = "Packets dropped because they went past the mappings of an isolated target."

@@ -54,7 +54,7 @@ def table(
 def mappings(found: Iterable[Json], now: datetime) -> Iterator[str]:
     """The table of mappings, and below it why some are not in force."""
     found = sorted(found, key=_by_port)
-    header = ("LISTEN", "PROTOCOL", "TARGET", "OWNER", "NAME", "STATE", "CONNECTIONS", "AGE")
+    header = ("LISTEN", "PROTOCOL", "TARGET", "OWNER", "NAME", "STATE", "[::1]", "CONNECTIONS", "AGE")
     yield from table(header, (_row(each, now) for each in found), _STATES)
     for each in found:
         yield from not_in_force(each)
@@ -75,6 +75,7 @@ def _row(mapping: Json, now: datetime) -> tuple[str, ...]:
         str(mapping.get("owner", "-")),
         str(mapping.get("name") or "-"),
         str(mapping["state"]),
+        str(mapping.get("loopback6", "-")),
         "-" if connections is None else str(connections),
         age(mapping.get("since"), now),
     )

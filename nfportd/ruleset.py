@@ -156,8 +156,10 @@ table inet $table {$flags
     ct state new,untracked jump isolation
   }
 
+  # What the relay of [::1] sends came through a mapping; its sockets bear the bit.
   chain isolation_output {
     type filter hook output priority filter; policy accept;
+    meta mark & $bit != 0 return
     ct state new,untracked jump isolation
   }
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping as AbstractMapping
 from typing import Any
 
-from nfportd import desired
+from nfportd import desired, loopback
 from nfportd.desired import Absent, Claim, Parts, Slot
 from nfportd.enforcer import Kernel
 from nfportd.errors import NfportdError
@@ -42,7 +42,17 @@ class Service:
     def __init__(self, register: Register, kernel: Kernel, nft: Nft, dropins: DropIns) -> None:
         self.register = register
         self.events = Events()
-        self.metrics = Metrics(Readings(self._by_source, self._by_set, self._waiting, lambda: len(self._refused())))
+        self._relay = kernel.relay
+        self.metrics = Metrics(
+            Readings(
+                mappings=self._by_source,
+                elements=self._by_set,
+                conflicts=self._waiting,
+                refused=lambda: len(self._refused()),
+                relayed=lambda: self._relay.now,
+                not_relayed=lambda: self._relay.refused,
+            )
+        )
         self.notices = Notices(register, self.events, self.metrics, kernel.monitor.stirred)
         self.reconciler: Reconciler | None = None
         self.obstacles: Obstacles | None = None
@@ -89,7 +99,7 @@ class Service:
     async def counters(self) -> AbstractMapping[Slot, int]:
         """Connections accepted by each element. Lists the table: a second and a half for 65,000 elements."""
         found = await self._listing()
-        return found.counters if found else {}
+        return loopback.folded(found.counters, self.register.desired) if found else {}
 
     async def drift(self, owner: str) -> AbstractMapping[Mapping, str]:
         """The owner's mappings that the kernel has not as we left them, and why; costs as much as their keys."""
@@ -164,7 +174,7 @@ class Service:
 
     def _connections(self, counters: AbstractMapping[Slot, int]) -> list[Connections]:
         found = []
-        for slot, count in counters.items():
+        for slot, count in loopback.folded(counters, self.register.desired).items():
             key = desired.key_of(slot)
             holder = key and self.register.desired.holder(key)
             if key and holder:

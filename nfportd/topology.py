@@ -45,11 +45,15 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A snapshot of links, routes and local addresses."""
+    """A snapshot of links, routes and local addresses.
+
+    `filtered`: links whose packets a bridge hands to ip6tables before IPv6 itself sees them.
+    """
 
     links: tuple[Link, ...] = ()
     routes: tuple[Route, ...] = ()
     addresses: frozenset[tuple[Family, str]] = frozenset()
+    filtered: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,19 @@ class Unreached:
     address: str
 
 
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """A target to which the kernel cannot take connections to [::1]: a process must.
+
+    The bridge by which its answers come undoes the translation before IPv6 looks at the packet, and drops it for the
+    ::1 in its header (ip6_rcv_core in net/ipv6/ip6_input.c).
+    """
+
+    address: str
+
+
 #: What one target asks of the host; a Slot is an element of an on-link set.
-Need = Slot | Loopback | Forward | Unreached
+Need = Slot | Loopback | Forward | Unreached | Relayed
 
 
 class _Table:
@@ -136,6 +151,11 @@ class Topology:
                 self._listed |= {Slot(f"onlink{each.family}", (prefix, each.link.name)) for prefix in prefixes}
         return self._listed
 
+    @property
+    def relayed(self) -> frozenset[str]:
+        """The addresses of targets to which the kernel cannot take connections to [::1]."""
+        return frozenset(need.address for need in self.needs if isinstance(need, Relayed))
+
     def add(self, target: Reached) -> None:
         """Count what a target needs."""
         for need in self._of(target):
@@ -171,6 +191,8 @@ class Topology:
             best = min(route.metric for route in covering[0])
             paths = {self._links.get(r.interface) for r in covering[0] if r.metric == best}
             needs |= {Loopback(target.family, link) for link in paths if link and link.name != "lo"}
+            if target.family == 6 and any(link and link.index in self.network.filtered for link in paths):
+                needs.add(Relayed(target.address))
         beside = {r.interface for routes in covering for r in routes if r.on_link and r.interface in self._links}
         return needs | {_Beside(target.family, self._links[index]) for index in beside}
 

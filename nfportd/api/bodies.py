@@ -132,6 +132,13 @@ class MappingState:
     isolate: bool
     state: Annotated[str, Field(pattern="^(active|conflict|refused|port-in-use|drift)$")]
     since: str
+    loopback6: Annotated[
+        str,
+        Field(
+            pattern="^(kernel|relay|no)$",
+            description="How [::1] of the host is served: by the kernel, by the relay in the daemon, or not.",
+        ),
+    ]
     reason: str | None = None
     conflicts: list[Conflict] = Field(default_factory=list)
     process: Process | None = None

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping as AbstractMapping
 from dataclasses import replace
 from typing import Any
 
-from nfportd import desired as state
+from nfportd import desired as state, loopback
 from nfportd.api.bodies import Conflict, MappingState, Owner, OwnerSummary, Process
 from nfportd.desired import Claim, Slot
 from nfportd.model import Mapping, listens
@@ -90,12 +90,16 @@ class Views:
             **mapping.written(),
             owner=claim.owner,
             since=rfc3339(held.since),
+            loopback6=self._loopback6(claim) if state == "active" else "no",
             state=state,
             reason=reason,
             process=process,
             conflicts=conflicts,
             connections=_connections(mapping, counters) if counters is not None else None,
         )
+
+    def _loopback6(self, claim: Claim) -> loopback.Way:
+        return loopback.way(claim, self._register.desired, self._reconciler.enforcer.topology)
 
     def _conflicts(self, claim: Claim) -> list[Conflict]:
         # Only a drop-in waits, and few do: looking at every key of a range is left to those.

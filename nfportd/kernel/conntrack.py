@@ -30,8 +30,9 @@ _log = logging.getLogger(__name__)
 MANY = 1000
 
 _NUMBER = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP, Protocol.SCTP: 132}
-#: Bits of an entry's status (linux/netfilter/nf_conntrack_common.h: IPS_SEEN_REPLY, IPS_DST_NAT).
-_ANSWERED, _TRANSLATED = 0x2, 0x20
+#: Bits of an entry's status (linux/netfilter/nf_conntrack_common.h): IPS_SEEN_REPLY; IPS_ASSURED, which TCP is once it
+#: is established; IPS_DST_NAT.
+_ANSWERED, _ASSURED, _TRANSLATED = 0x2, 0x4, 0x20
 #: Seconds for which TCP flows that are opening are gathered, so that many changes cost one dump; clients repeat a SYN
 #: after one second (RFC 6298, 2.1).
 _GATHERING = 0.1
@@ -42,6 +43,7 @@ class _Entry(NamedTuple):
     original: NFCTAttrTuple
     answered_by: Endpoint
     translated: bool
+    assured: bool
 
 
 class Conntrack:
@@ -166,6 +168,7 @@ class Conntrack:
                     *by_listen.get((original.daddr, original.dport), ()),
                     *by_listen.get((None, original.dport), ()),
                 ]
+                there = [flows for flows in there if not (flows.attempts and entry.assured)]
                 if any(f.answered_by in (None, answered) and f.spared != answered for f in there):
                     await self._delete_one(self._socket(family), original)
 
@@ -179,7 +182,8 @@ class Conntrack:
             status = entry.get_attr("CTA_STATUS") or 0
             # Looked at here too, for an older kernel does not know such a filter.
             if not (unanswered and status & _ANSWERED):
-                found.append(_Entry(original, Endpoint(reply.saddr, reply.sport), bool(status & _TRANSLATED)))
+                bits = bool(status & _TRANSLATED), bool(status & _ASSURED)
+                found.append(_Entry(original, Endpoint(reply.saddr, reply.sport), *bits))
         return found
 
     async def _dump(self, family: Family, protocol: Protocol, port: int | None, unanswered: bool) -> Any:

@@ -78,6 +78,7 @@ class Host:
         while True:
             await asyncio.sleep(_LOOK)
             self._sysctls.record()
+            self._network.look()
             if self._sysctls.lacking({p for need in self._allowed if (p := _parameter(need))}):
                 self._network.doubt()
 

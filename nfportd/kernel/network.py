@@ -17,6 +17,7 @@ from typing import Any
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from nfportd.kernel import bridges
 from nfportd.notation import Family
 from nfportd.topology import Link, Network, Route
 
@@ -52,6 +53,8 @@ class NetworkWatch:
         self._moving: set[int] = set()
         self._wake = wake
         self._settling: asyncio.TimerHandle | None = None
+        # Whether bridges call ip6tables, as it was at the last snapshot; the kernel tells nobody.
+        self._called: str | None = None
         self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
         self._events.bind((0, _GROUPS))
         asyncio.get_running_loop().add_reader(self._events, self._drain)
@@ -81,6 +84,11 @@ class NetworkWatch:
         if self._settling is None:
             self._settling = asyncio.get_running_loop().call_later(_SETTLE, self._settle)
 
+    def look(self) -> None:
+        """Have the network read anew if something changed of which the kernel tells nobody."""
+        if bridges.called() != self._called:
+            self.doubt()
+
     def _settle(self) -> None:
         self._settling = None
         if self.changed:
@@ -105,7 +113,10 @@ class NetworkWatch:
         async for message in await self._ipr.addr("dump"):
             address = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
             addresses.add((4 if message["family"] == socket.AF_INET else 6, str(address)))
-        return Network(links, tuple(routes), frozenset(addresses))
+        self._called = bridges.called()
+        # Without the module no bridge calls, whatever its options say.
+        filtered = frozenset[int]() if self._called is None else bridges.filtered(calls_all=self._called != "0")
+        return Network(links, tuple(routes), frozenset(addresses), filtered)
 
     async def loopback_links(self) -> frozenset[Link]:
         """The links on which nfportd has put a route that takes answers to ::1."""

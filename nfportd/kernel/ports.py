@@ -1,12 +1,12 @@
 """Ports of this host that its own processes have, and those that nfportd holds against them.
 
-Must not know owners. The one idea: whoever listens is looked up when a key is to be taken; our own reservations are
-listeners too, and are not counted.
+Must not know owners. The one idea: whoever listens is looked up when a key is to be taken; our own reservations
+and the relay are listeners too, and are not counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping as AbstractMapping
+from collections.abc import Callable, Iterable, Mapping as AbstractMapping
 
 from nfportd.kernel.listeners import Listeners, processes
 from nfportd.kernel.reservations import Reservations
@@ -16,7 +16,9 @@ from nfportd.model import Blocker, Key
 class LocalPorts:
     """The ports of the network namespace in which this is made."""
 
-    def __init__(self) -> None:
+    def __init__(self, relay: Callable[[], frozenset[int]] = frozenset) -> None:
+        """`relay` tells the inodes of the relay's sockets, which are not another's."""
+        self._relay = relay
         self._listeners = Listeners()
         self._reservations = Reservations()
 
@@ -30,7 +32,7 @@ class LocalPorts:
         listeners = self._listeners.on(keys)
         if not listeners:
             return {}
-        ours = self._reservations.inodes
+        ours = self._reservations.inodes | self._relay()
         theirs = {each.key: each for each in listeners if each.inode not in ours}
         known = processes(each.inode for each in theirs.values()) if theirs else {}
         return {key: (each.address, known.get(each.inode)) for key, each in theirs.items()}

@@ -32,6 +32,7 @@ from nfportd.listing import parse
 from nfportd.model import Mapping
 from nfportd.reconciler import Reconciler
 from nfportd.register import Change, Register
+from nfportd.relay import Relay
 from nfportd.table import Table
 from nfportd.wishes import Content, Held, Outcome, Waiting, Wish
 from tests.api.calling import eventually
@@ -125,7 +126,9 @@ class Life:
         self._table = Table(self._nft, 13)
         self._host = Host(self._network, Sysctls(run_dir / "sysctls.json", manage=True))
         self._ports = LocalPorts()
-        kernel = Kernel(wake, self._table, self._monitor, self._network, self._conntrack, self._host, self._ports)
+        kernel = Kernel(
+            wake, self._table, self._monitor, self._network, self._conntrack, self._host, self._ports, Relay(1 << 13)
+        )
         self._reconciler = Reconciler(Register(), kernel, Nobody(), Nobody())
         await self._table.adopt()
         self._task = asyncio.create_task(self._reconciler.run())

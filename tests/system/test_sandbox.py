@@ -217,3 +217,23 @@ def test_reserved_ports_need_the_drop_in_and_say_so(stopped: Machine, lab: Lab) 
     held = lab.host.run(["ss", "-Hltn", "sport", "=", "443"]).stdout
     assert ":443" in held
     assert lab.client.ask(OWN, 443).outcome == "answered"
+
+
+def test_the_relay_needs_the_drop_in_and_says_so(stopped: Machine, lab: Lab) -> None:
+    lab.bridge_netfilter(True)
+    try:
+        stopped.systemctl("start", "nfportd")
+        stopped.write("/etc/nfportd.d/web.yaml", dropin(mapping("web", 8095, "[fd88::11]:80", protocol="[tcp, udp]")))
+        stopped.systemctl("reload", "nfportd")
+        lines = [entry["MESSAGE"] for entry in stopped.journal("_COMM=nfportd")]
+        listed = stopped.run("nfportctl", "list").stdout
+
+        stopped.write("/run/systemd/system/nfportd.service.d/relay.conf", (ROOT / "systemd/relay.conf").read_text())
+        stopped.systemctl("daemon-reload")
+        stopped.systemctl("restart", "nfportd")
+
+        assert any("may open no IPv6 sockets" in line and "relay.conf" in line for line in lines)
+        assert " no " in listed
+        assert [lab.host.ask("::1", 8095, proto).target for proto in ("tcp", "udp")] == ["t1", "t1"]
+    finally:
+        lab.bridge_netfilter(False)

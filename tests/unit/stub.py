@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 Json = dict[str, Any]
 SINCE = "2026-01-02T03:04:05Z"
-STATE = {"state": "active", "since": SINCE}
+STATE = {"state": "active", "since": SINCE, "loopback6": "relay"}
 
 
 def problem(name: str, status: int, detail: str, **members: Any) -> tuple[int, Json]:

@@ -74,6 +74,22 @@ def test_nothing_is_cut_where_there_was_no_target() -> None:
     assert stale(Moved(key(80), None, NEW, cut=True)) == set()
 
 
+RELAY, SIX = Endpoint("::1", 40000), Endpoint("fd88::11", 80)
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, RELAY), (SIX, RELAY), (RELAY, SIX), (RELAY, None)])
+def test_what_comes_to_the_relay_or_from_it_loses_no_connection(
+    before: Endpoint | None, after: Endpoint | None
+) -> None:
+    """Its target is the same; only attempts go, which nobody would answer on the old way. UDP flows go as ever."""
+    attempts = entry("::1", before, "tcp", 80)._replace(attempts=True, spared=None if before else after)
+
+    assert stale(Moved(key(80, "::1"), before, after, cut=True)) == {attempts}
+    assert stale(Moved(key(80, "::1", "udp"), before, after, cut=True)) == {
+        attempts._replace(attempts=False, protocol=Protocol.UDP)
+    }
+
+
 def test_a_key_that_appears_takes_over_what_this_host_or_anybody_answered() -> None:
     assert stale(Moved(UDP, None, NEW, cut=False)) == {not_by(NEW, "127.0.0.1"), not_by(NEW, "192.0.2.1")}
 

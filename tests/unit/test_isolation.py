@@ -148,7 +148,9 @@ def test_who_asks_for_drift_is_told_of_an_opened_target() -> None:
         return T1 not in elements
 
     table = SimpleNamespace(state=state, holds=holds, uncertain=False)
-    kernel: Any = SimpleNamespace(table=table, host=None, monitor=SimpleNamespace(stirred=None, quiet=lambda: True))
+    kernel: Any = SimpleNamespace(
+        table=table, host=None, relay=None, monitor=SimpleNamespace(stirred=None, quiet=lambda: True)
+    )
     nft: Any = SimpleNamespace(list_table=None)
     nowhere: Any = None
     service = Service(register, kernel, nft, nowhere)

@@ -28,6 +28,8 @@ def metrics() -> Metrics:
             elements=lambda: {"any4": 5, "onlink4": 1},
             conflicts=lambda: 1,
             refused=lambda: 0,
+            relayed=lambda: {"tcp": 2, "udp": 0},
+            not_relayed=lambda: 4,
         )
     )
 
@@ -146,7 +148,8 @@ def test_too_many_to_be_read(metrics: Metrics) -> None:
 
 
 def test_two_daemons_of_one_process_count_apart(metrics: Metrics) -> None:
-    other = Metrics(Readings(mappings=dict, elements=dict, conflicts=lambda: 0, refused=lambda: 0))
+    none = {"conflicts": int, "refused": int, "not_relayed": int}
+    other = Metrics(Readings(mappings=dict, elements=dict, relayed=dict, **none))
     other.repair()
 
     assert samples(metrics)["nfportd_repairs_total"] == 0

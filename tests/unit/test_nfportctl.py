@@ -53,9 +53,9 @@ def test_list(stub: Stub) -> None:
     done = run(stub, "list")
 
     assert [line.split() for line in done.stdout.splitlines()] == [
-        ["LISTEN", "PROTOCOL", "TARGET", "OWNER", "NAME", "STATE", "CONNECTIONS", "AGE"],
-        ["53", "udp", "10.88.0.12:53", "api:me", "dns", "active", "3", _age()],
-        ["8080", "tcp", "10.88.0.11:80,[fd88::11]:80", "api:me", "web", "active", "12", _age()],
+        ["LISTEN", "PROTOCOL", "TARGET", "OWNER", "NAME", "STATE", "[::1]", "CONNECTIONS", "AGE"],
+        ["53", "udp", "10.88.0.12:53", "api:me", "dns", "active", "relay", "3", _age()],
+        ["8080", "tcp", "10.88.0.11:80,[fd88::11]:80", "api:me", "web", "active", "relay", "12", _age()],
     ]
     assert (done.exit_code, done.stderr) == (0, "")
 

@@ -1,0 +1,46 @@
+"""Which way connections of this host to [::1] take to a mapping: through the kernel, through the relay, or none.
+
+Must not ask the kernel. The one idea: it follows from who holds which key and from what the topology says of the
+target, so that it can be said for any mapping at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as AbstractMapping
+from typing import Literal
+
+from nfportd.desired import LOOPBACK, Claim, Desired, Slot, key_of, slots
+from nfportd.model import Key, Protocol
+from nfportd.topology import Topology, Unreached
+
+Way = Literal["kernel", "relay", "no"]
+
+
+def way(claim: Claim, desired: Desired, topology: Topology) -> Way:
+    """The way to the first port of a mapping; the relay, if it is the way of one protocol and not of another."""
+    ways = {_way(claim, protocol, desired, topology) for protocol in claim.mapping.protocol}
+    return "relay" if "relay" in ways else "kernel" if "kernel" in ways else "no"
+
+
+def _way(claim: Claim, protocol: Protocol, desired: Desired, topology: Topology) -> Way:
+    key = Key(6, LOOPBACK, protocol, claim.mapping.listen.ports.first)
+    served = desired.served(key)
+    if served is None or served[0] != claim or (6, LOOPBACK) not in topology.network.addresses:
+        return "no"
+    address = served[1].address
+    if Unreached(address) in topology.needs:
+        return "no"
+    if address not in desired.relayed:
+        return "kernel"
+    return "relay" if desired.detour(key) else "no"
+
+
+def folded(counters: AbstractMapping[Slot, int], desired: Desired) -> dict[Slot, int]:
+    """Connections by element, with those to the relay counted where they would be without it."""
+    found = dict(counters)
+    for slot in counters if desired.relay else ():
+        key = key_of(slot)
+        if key and key.address == LOOPBACK and not desired.holder(key):
+            wildcard = slots(key._replace(address=None))[0]
+            found[wildcard] = found.get(wildcard, 0) + found.pop(slot)
+    return found

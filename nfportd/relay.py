@@ -1,0 +1,248 @@
+"""The relay: takes connections to [::1] to targets where the kernel cannot, by TCP and UDP.
+
+Must not know why a target needs it, nor write to the kernel. The one idea: it waits on one port of [::1] a protocol,
+to which elements of the table lead every relayed key, and conntrack tells which port a client meant. So a range of
+thousands of ports needs one socket, none of them has to be free on [::1] or above 1024, and a mapping that comes,
+goes or changes is neither started nor stopped here: where a port leads is asked for each new connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import resource
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping as AbstractMapping
+
+from nfportd.datagrams import Datagrams, Room
+from nfportd.desired import LOOPBACK, Claim, loopback_key
+from nfportd.kernel import meant
+from nfportd.model import Endpoint, Key, Protocol
+from nfportd.streams import Patience, Stream
+from nfportd.turns import Turns
+
+_log = logging.getLogger(__name__)
+
+#: TCP connections and UDP flows at once, where there are descriptors for eight times as many; half of them for one
+#: mapping. A connection keeps up to 128 KiB here while both of its ends stall.
+STREAMS, FLOWS = 2048, 1024
+#: Seconds between two looks at what goes on for too long, and between two lines of the log about the same.
+_LOOK, _SILENCE = 5.0, 60.0
+#: Seconds until the next attempt to accept when there are no descriptors or no memory.
+_BREATH = 1.0
+_AT_A_TIME = 16
+_BACKLOG = 1024
+_RESET = struct.pack("ii", 1, 0)  # struct linger
+
+#: Tells whose mapping takes connections to a key, and where they end.
+Served = Callable[[Key], tuple[Claim, Endpoint] | None]
+
+
+class Relay:
+    """The relay of one network namespace. `mark`: of packets to targets, so that they are known to come through it."""
+
+    def __init__(self, mark: int, patience: Patience | None = None) -> None:
+        self._mark = mark
+        self._patience = patience or Patience()
+        #: Whom it serves; nobody, until it is told.
+        self.served: Served = lambda _: None
+        #: Connections that were refused because there were too many.
+        self.refused = 0
+        self._turns: Turns | None = None
+        self._listener: socket.socket | None = None
+        self._datagrams: Datagrams | None = None
+        self._streams: dict[int, set[Stream]] = {}
+        self._of: Counter[Claim] = Counter()
+        self._timer: asyncio.TimerHandle | None = None
+        self._pause: asyncio.TimerHandle | None = None
+        self._said: dict[str, float] = {}
+        #: Where it waits, by protocol; empty while it does not.
+        self.endpoints: AbstractMapping[Protocol, Endpoint] = {}
+        #: The inodes of the sockets on which it waits.
+        self.inodes: frozenset[int] = frozenset()
+
+    @property
+    def now(self) -> dict[str, int]:
+        """Connections that are relayed at the moment, by protocol."""
+        return {"tcp": self._of.total(), "udp": 0 if self._datagrams is None else len(self._datagrams)}
+
+    def open(self) -> None:
+        """Wait for connections, if it does not yet; a failure is logged and tried again at the next call."""
+        if self.endpoints:
+            return
+        try:
+            with contextlib.ExitStack() as undo:
+                listener, sock = (undo.enter_context(_bound(kind)) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM))
+                listener.listen(_BACKLOG)
+                self._turns = self._turns or Turns()
+                room = Room(_room(FLOWS, 16), _room(FLOWS, 16) // 2)
+                self._datagrams = Datagrams(sock, self._way_of_udp, self._turns, self._mark, room)
+                undo.pop_all()
+        except OSError as error:
+            self._complain(f"the relay for [::1] cannot wait for connections: {_meaning(error)}")
+            return
+        self._listener = listener
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
+        self.endpoints = {
+            protocol: Endpoint(LOOPBACK, made.getsockname()[1])
+            for protocol, made in ((Protocol.TCP, listener), (Protocol.UDP, sock))
+        }
+        self.inodes = frozenset(_inode(made) for made in (listener, sock))
+        self._look()
+        text = "[::1] is relayed to targets behind bridges that hand IPv6 to ip6tables, tcp at port %d, udp at port %d"
+        _log.info(text, *(endpoint.port for endpoint in self.endpoints.values()))
+
+    def rest(self) -> None:
+        """Wait for no more connections; TCP connections that run go on."""
+        if self._listener is None or self._datagrams is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._listener.fileno())
+        if self._pause:
+            self._pause.cancel()
+        self._listener.close()
+        self._datagrams.close()
+        self._listener = self._datagrams = None
+        self.endpoints, self.inodes = {}, frozenset()
+        _log.info("[::1] is not relayed any more; %d connections go on", self._of.total())
+
+    def close(self) -> None:
+        """End everything."""
+        self.rest()
+        for stream in self._all():
+            stream.abort()
+        if self._timer:
+            self._timer.cancel()
+        if self._turns:
+            self._turns.close()
+
+    def follow(self, keys: Iterable[Key]) -> None:
+        """End what these keys do not lead to any more: UDP flows, and TCP connections whose mapping wants them cut."""
+        if not self._streams and self._datagrams is None:
+            return
+        ports: dict[Protocol, set[int]] = {Protocol.TCP: set(), Protocol.UDP: set(), Protocol.SCTP: set()}
+        for key in keys:
+            if loopback_key(key):
+                ports[key.protocol].add(key.port)
+        if self._datagrams is not None:
+            self._datagrams.follow(ports[Protocol.UDP])
+        for port in ports[Protocol.TCP] & self._streams.keys():
+            way = self._way(Protocol.TCP, port)
+            for stream in list(self._streams[port]):
+                claims = (stream.claim, *(way or ())[:1])
+                if (not way or way[1] != stream.endpoint) and any(c.mapping.on_change == "cut" for c in claims):
+                    stream.abort()
+
+    def _way(self, protocol: Protocol, port: int) -> tuple[Claim, Endpoint] | None:
+        return self.served(Key(6, LOOPBACK, protocol, port))
+
+    def _way_of_udp(self, port: int) -> tuple[Claim, Endpoint] | None:
+        return self._way(Protocol.UDP, port)
+
+    def _all(self) -> list[Stream]:
+        return [stream for streams in self._streams.values() for stream in streams]
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(_AT_A_TIME):
+            try:
+                client, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ECONNABORTED:
+                    self._breathe(listener, error)
+                return
+            try:
+                self._take(client)
+            except OSError:
+                # No way to the target, or the client has gone.
+                _refuse(client)
+
+    def _breathe(self, listener: socket.socket, error: OSError) -> None:
+        """Leave clients waiting for a moment, for the loop would call again at once."""
+        self._complain(f"the relay for [::1] cannot accept connections: {error.strerror}")
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listener.fileno())
+        self._pause = loop.call_later(_BREATH, loop.add_reader, listener.fileno(), self._accept, listener)
+
+    def _take(self, client: socket.socket) -> None:
+        """Take a client to its target, or refuse it. Raises OSError."""
+        port = meant.tcp_port(client)
+        way = self._way(Protocol.TCP, port)
+        most = _room(STREAMS, 8)
+        if way is None or self._of.total() >= most or self._of[way[0]] >= most // 2:
+            if way:
+                self.refused += 1
+                count = self._of[way[0]]
+                text = f"[::1] port {port} of {way[0]}: {count:,} connections are relayed ({self._of.total():,} in all)"
+                self._complain(f"{text}, as many as may be; new ones are refused until some have ended")
+            _refuse(client)
+            return
+        assert self._turns
+        stream = Stream(client, port, way, self._turns, self._mark)
+        stream.ended = self._ended
+        self._streams.setdefault(port, set()).add(stream)
+        self._of[stream.claim] += 1
+
+    def _ended(self, stream: Stream) -> None:
+        self._streams[stream.port].discard(stream)
+        if not self._streams[stream.port]:
+            del self._streams[stream.port]
+        self._of[stream.claim] -= 1
+        if not self._of[stream.claim]:
+            del self._of[stream.claim]
+
+    def _look(self) -> None:
+        """Look for what goes on for too long, as long as there is anything."""
+        now = time.monotonic()
+        for stream in self._all():
+            stream.look(now, self._patience)
+        if self._datagrams is not None:
+            self._datagrams.look(now)
+        self._timer = None
+        if self._streams or self._datagrams is not None:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
+
+    def _complain(self, text: str) -> None:
+        """Log an error; the same kind again only after a while."""
+        kind, now = text.partition(":")[0], time.monotonic()
+        if now - self._said.get(kind, -_SILENCE) >= _SILENCE:
+            self._said[kind] = now
+            _log.error("%s", text)
+
+
+def _bound(kind: socket.SocketKind) -> socket.socket:
+    """A socket on a port of [::1] that is free."""
+    made = socket.socket(socket.AF_INET6, kind | socket.SOCK_NONBLOCK)
+    try:
+        made.bind((LOOPBACK, 0))
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _inode(made: socket.socket) -> int:
+    return os.fstat(made.fileno()).st_ino
+
+
+def _refuse(client: socket.socket) -> None:
+    with client, contextlib.suppress(OSError):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+def _room(most: int, part: int) -> int:
+    """How many there may be, whatever the limit of open files is now."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return most if soft == resource.RLIM_INFINITY else min(most, soft // part)
+
+
+def _meaning(error: OSError) -> str:
+    if error.errno == errno.EAFNOSUPPORT:
+        return "nfportd may open no IPv6 sockets; its unit must allow AF_INET6 (systemd/relay.conf does)"
+    return error.strerror or str(error)
