@@ -263,17 +263,16 @@ class Enforcer:
         endpoint = partial(desired.endpoint_in, self._table.elements)
         local = self._topology.network.addresses
         found = list(flows.stale(moved, endpoint, local))
-        self._conntrack.delete_opening(each for each in found if each.opening)
-        stale = [each for each in found if not each.opening]
+        opening, stale = [each for each in found if each.opening], [each for each in found if not each.opening]
         barred = list(flows.barred(flows.narrowed(written.change), self._follows, endpoint, local))
-        if not stale and not barred:
-            return
         if touched:
+            self._conntrack.delete_opening(opening)
             await self._conntrack.delete(stale, barred)
         else:
             # Nobody waits for an answer, but the next repair would.
-            self._conntrack.delete_later(stale, barred)
-        self._watcher.flushed(len(stale) + len(barred))
+            self._conntrack.delete_later([*opening, *stale], barred)
+        if found or barred:
+            self._watcher.flushed(len(found) + len(barred))
 
     def _keys_moved(self, change: Delta, touched: Touched) -> Iterator[Moved]:
         for slot in change.remove | change.add:

@@ -87,12 +87,7 @@ class Conntrack:
         while self._opening:
             await asyncio.sleep(_GATHERING)
             due, self._opening = self._opening, {}
-            ports = {flows.port for flows in due}
-            async with self._turn:
-                try:
-                    await self._pick(list(due), ports.pop() if len(ports) == 1 else None, unanswered=True)
-                except (NetlinkError, OSError) as error:
-                    _log.warning("conntrack did not delete opening flows (%s); they wait for old targets", error)
+            await self.delete(list(due))
 
     async def _work(self) -> None:
         while self._due:
@@ -120,21 +115,30 @@ class Conntrack:
             _log.warning("conntrack did not delete flows of sources that may not connect any more (%s)", error)
 
     async def _delete_stale(self, stale: Sequence[StaleFlows]) -> None:
-        by_filter = [flows for flows in stale if flows.family == 4 and flows.answered_by]
+        by_filter: list[StaleFlows] = []
         by_port: dict[tuple[Family, Protocol, int], list[StaleFlows]] = {}
         for flows in stale:
-            if flows.family == 6 or not flows.answered_by:
+            if flows.opening:
+                continue
+            if flows.family == 4 and flows.answered_by:
+                by_filter.append(flows)
+            else:
                 by_port.setdefault((flows.family, flows.protocol, flows.port), []).append(flows)
         try:
+            await self._pick_opening([flows for flows in stale if flows.opening])
             if len(by_filter) + len(by_port) > MANY:
-                await self._pick(stale)
+                await self._pick([flows for flows in stale if not flows.opening])
                 return
             for flows in by_filter:
                 await self._delete(flows)
             for (_, _, port), picked in by_port.items():
                 await self._pick(picked, port)
         except (NetlinkError, OSError) as error:
-            _log.warning("conntrack did not delete stale flows (%s); UDP clients may see their old target", error)
+            _log.warning("conntrack did not delete stale flows (%s); clients may meet their old target", error)
+
+    async def _pick_opening(self, opening: Sequence[StaleFlows]) -> None:
+        ports = {flows.port for flows in opening}
+        await self._pick(opening, ports.pop() if len(ports) == 1 else None, unanswered=True)
 
     def _socket(self, family: Family) -> AsyncNFCTSocket:
         if family not in self._sockets:
