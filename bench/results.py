@@ -21,6 +21,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 PLACE = Path(__file__).resolve().parent / "results"
 #: Who is measured against everybody else.
 OURS = "nfportd"
+#: Of rows that are parts of a whole, who that is.
+TOGETHER = "all of it"
 
 
 class Row(TypedDict):
@@ -68,6 +70,15 @@ def row(
     return made
 
 
+def high(group: str, size: int, who: str, values: Sequence[float], unit: str, goal: float | None = None) -> Row:
+    """The row of what 99 of 100 rounds stay below (where there are fewer: the most); from the median to the most."""
+    ordered = sorted(values)
+    made = row(group, size, who, values, unit, "less", goal)
+    made["low"], made["high"] = made["median"], ordered[-1]
+    made["median"] = ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+    return made
+
+
 def machine() -> dict[str, Any]:
     """Where and when it was measured."""
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
@@ -90,6 +101,43 @@ def save(name: str, what: str, rows: Sequence[Row]) -> Path:
     return file
 
 
+def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows by what is compared, in their order."""
+    found: dict[str, list[Row]] = {}
+    for each in rows:
+        found.setdefault(each["group"], []).append(each)
+    return found
+
+
+def base(rows: Sequence[Row], found: Row) -> Row | None:
+    """What another program's row is held against: the first of ours of the same group, size and unit."""
+    if found["who"].startswith(OURS):
+        return None
+    ours = (each for each in rows if each["who"].startswith(OURS))
+    same = (found["group"], found["size"], found["unit"])
+    return next((each for each in ours if (each["group"], each["size"], each["unit"]) == same), None)
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the rows, group by group."""
+    for group, members in groups(rows).items():
+        print(f"\n{group}")
+        for each in members:
+            spread = f"({number(each['low'])} to {number(each['high'])})"
+            goal = f"  goal {each['goal']}: {verdict(each)}" if "goal" in each else ""
+            ours = base(members, each)
+            times = f"  {each['median'] / ours['median']:.2f} x" if ours and ours["median"] else ""
+            figure = f"{number(each['median']):>9} {each['unit']:<11} {spread:<20} {each['rounds']:>4} rounds"
+            print(f"{each['size']:>8,}  {each['who']:<24} {figure}{times}{goal}")
+
+
+def number(value: float) -> str:
+    """A figure with three digits that count."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 0.01 or value == 0 else f"{value:.1g}"
+
+
 def verdict(found: Row) -> str:
     """Whether the goal is met, and by how much it is missed; empty where there is none that is a number."""
     goal, value = found.get("goal"), found["median"]
@@ -97,4 +145,4 @@ def verdict(found: Row) -> str:
         return ""
     if value <= goal if found["better"] == "less" else value >= goal:
         return "met"
-    return f"missed by {abs(value - goal) / goal:.0%}"
+    return f"missed by {abs(value - goal) / goal:.0%}" if goal else f"missed by {number(value)} {found['unit']}"
