@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from bench import results
-from bench.hosts import FREE, Connection, answered, daemon_of, mapping
+from bench.hosts import FREE, Connection, answered, daemon_of, mapping, received
 from bench.results import Row
 from bench.ways import ADDED, REMOVED, Cost, Way, shared, spawn, timed
 from tests.lab import ROOT, Daemon, Lab
@@ -83,12 +83,11 @@ def _at_once(daemon: Daemon, each: int) -> float:
     selector = selectors.DefaultSelector()
     began = time.perf_counter()
     for sock, requests in waiting.items():
-        selector.register(sock, selectors.EVENT_READ)
+        selector.register(sock, selectors.EVENT_READ, sock)
         sock.sendall(requests.pop())
     while answers:
-        for key, _ in selector.select():
-            sock = key.fileobj
-            answers[sock] += sock.recv(65536)
+        for sock in [key.data for key, _ in selector.select()]:
+            answers[sock] += received(sock)
             if not answered(answers[sock]):
                 continue
             if requests := waiting[sock]:

@@ -96,11 +96,19 @@ class Connection:
         self.sock.sendall(request)
         answer = b""
         while not answered(answer):
-            answer += self.sock.recv(1 << 20)
+            answer += received(self.sock)
 
     def close(self) -> None:
         """Hang up."""
         self.sock.close()
+
+
+def received(sock: socket.socket) -> bytes:
+    """What has come. Raises ConnectionError where the daemon has hung up."""
+    part = sock.recv(1 << 20)
+    if not part:
+        raise ConnectionError("nfportd has hung up")
+    return part
 
 
 def answered(answer: bytes) -> bool:

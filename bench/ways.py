@@ -45,7 +45,7 @@ class Way:
         return [cost.wall for cost in self.costs[verb]]
 
 
-def spawn(command: Sequence[str], given: bytes = b"", environment: dict[str, str] | None = None) -> Cost:
+def spawn(command: list[str], given: bytes = b"", environment: dict[str, str] | None = None) -> Cost:
     """Run a program to its end; one that fails ends the measurement with what it printed."""
     with os.fdopen(os.memfd_create("given"), "w+b") as stdin, os.fdopen(os.memfd_create("told"), "w+b") as told:
         stdin.write(given)
