@@ -21,6 +21,7 @@ from typing import Any
 import nftables
 
 from tests.lab import Daemon, Lab
+from tests.netns import MEMORY
 
 #: Beside what is present, the ports that are published and withdrawn again.
 FREE = range(60_001, 65_536)
@@ -48,7 +49,7 @@ def served(lab: Lab, name: str, port: int) -> None:
 def daemon_of(lab: Lab, name: str) -> Daemon:
     """A daemon on a new host, whose run directory is in memory, as /run is."""
     host(lab, name)
-    run = tempfile.mkdtemp(prefix="nfportd-bench-", dir="/dev/shm")
+    run = tempfile.mkdtemp(prefix=f"{lab.prefix}-", dir=MEMORY)
     atexit.register(shutil.rmtree, run, ignore_errors=True)
     daemon = Daemon(lab, space=name, arguments=["--run-dir", run])
     daemon.socket = Path(run) / "nfportd.sock"

@@ -89,13 +89,14 @@ def _goals(found: Mapping[str, dict[str, Any]]) -> list[str]:
     lines = ["| figure | mappings | measured | goal | |", "| --- | ---: | ---: | ---: | --- |"]
     held: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        held.setdefault((row["group"], _goal(row)), []).append(row)
-    for (group, goal), members in held.items():
+        figure = row["group"] if row["who"] == OURS else f"{row['group']} ({row['who']})"
+        held.setdefault((figure, _goal(row)), []).append(row)
+    for (figure, goal), members in held.items():
         sizes = [f"{size:,}" for size in sizes_of(members)]
         medians = sorted(row["median"] for row in members)
         span = _span(number(medians[0]), number(medians[-1]))
         lines.append(
-            f"| {group} | {_span(sizes[0], sizes[-1])} | {span} {members[0]['unit']} | {goal} | {_how(members)} |"
+            f"| {figure} | {_span(sizes[0], sizes[-1])} | {span} {members[0]['unit']} | {goal} | {_how(members)} |"
         )
     judged = [_how(members) for members in held.values() if _how(members)]
     met = sum(how == "met" for how in judged)

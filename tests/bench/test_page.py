@@ -44,7 +44,7 @@ def test_goals_are_told_first_with_what_missed_them() -> None:
     text = page.text(sample())
 
     assert "2 of 4 are met." in text
-    assert "| One container | 0 | 20 ms | at most 15 ms | **missed by 33%** |" in text
+    assert "| One container (nfportd, CNI) | 0 | 20 ms | at most 15 ms | **missed by 33%** |" in text
     assert "| Many clients | 0 | 3,500 mappings/s | at least 3,000 mappings/s | met |" in text
     assert text.index("## Goals") < text.index("## Control path")
 
