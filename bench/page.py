@@ -127,6 +127,7 @@ def _how(rows: Sequence[Row]) -> str:
 def _section(name: str, content: dict[str, Any]) -> list[str]:
     machine = content["machine"]
     where = f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, nft {machine['nft']}"
+    where += f", load average {machine['load']}" if "load" in machine else ""
     parts = [fill(content["what"], WIDTH) + "\n", f"*{machine['date']}: {where}, Python {machine['python']}.*\n"]
     for group, rows in groups(content["rows"]).items():
         parts.append(f"### {heading(group)}\n")

@@ -32,13 +32,29 @@ class Style(NamedTuple):
     width: float
 
 
-#: Of different lightness where they meet in one picture; ours, its other ways, and what is a limit rather than a peer.
-_OURS = ("#08306b", "#2171b5", "#6baed6", "#4a1486")
-_LIMITS = {"no conntrack": "#000000", "conntrack, no NAT": "#555555", "one DNAT rule": "#999999"}
-_PEERS = ("#d95f02", "#7a0177", "#1b9e77", "#e6ab02", "#e7298a", "#66a61e", "#a6761d", "#fb6a4a", "#35978f", "#8c510a")
-_MARKERS = "sDv^<>PXph8"
-_OUR_MARKERS = "oDs^"
-_DASHES = ((0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
+_THIN, _THICK = 1.3, 2.8
+_NAVY, _BLUE, _PALE = "#08306b", "#2171b5", "#6baed6"
+#: Of different lightness, marker or dash where they meet in one picture: ours, limits rather than peers, peers.
+_LOOKS = {
+    OURS: Style(_NAVY, "o", "-", _THICK),
+    f"{OURS}, API": Style(_NAVY, "o", "-", _THICK),
+    f"{OURS}, CNI": Style(_NAVY, "o", "-", _THICK),
+    f"{OURS}, drop-in": Style(_BLUE, "D", "-", _THICK),
+    f"{OURS}, nfportctl": Style(_PALE, "s", "-", _THICK),
+    "no conntrack": Style("#000000", "", (0, (1, 1.5)), 1.6),
+    "conntrack, no NAT": Style("#555555", "", (0, (1, 1.5)), 1.6),
+    "one DNAT rule": Style("#999999", "", (0, (1, 1.5)), 1.6),
+    "portmap nftables": Style("#d95f02", "s", (0, (5, 1.5)), _THIN),
+    "portmap iptables": Style("#8c510a", "v", (0, (4, 1, 1, 1)), _THIN),
+    "netavark": Style("#1b9e77", "^", (0, (8, 2)), _THIN),
+    "Docker nftables": Style("#e7298a", "D", (0, (1, 1)), _THIN),
+    "kube-proxy nftables": Style("#7a0177", "P", (0, (5, 1.5)), _THIN),
+    "kube-proxy iptables": Style("#c994c7", "X", (0, (4, 1, 1, 1)), _THIN),
+    "systemd nftables": Style("#66a61e", ">", (0, (8, 2)), _THIN),
+    "systemd-socket-proxyd": Style("#b15928", "<", (0, (1, 1)), _THIN),
+}
+_MORE = ("#35978f", "#fb6a4a", "#e6ab02", "#4a1486", "#525252")
+_MARKERS = "hp*d8"
 #: A logarithmic axis where the largest figure is so many times the smallest.
 _DECADES = 15.0
 #: Where sizes are closer than this part of a decade, the second one is written a line lower.
@@ -64,7 +80,8 @@ def draw(found: Mapping[str, dict[str, Any]], place: Path) -> None:
     """Draw all groups into a directory, and take away what is not drawn any more."""
     place.mkdir(parents=True, exist_ok=True)
     kept = set()
-    looks = styles([row["who"] for content in found.values() for row in content["rows"]])
+    rows = [row for content in found.values() for row in content["rows"]]
+    looks = styles([row["who"] for members in groups(rows).values() if not stacked(members) for row in members])
     with mpl.rc_context(_SETTINGS):
         for name, content in found.items():
             for group, rows in groups(content["rows"]).items():
@@ -76,18 +93,12 @@ def draw(found: Mapping[str, dict[str, Any]], place: Path) -> None:
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
-    """How each program looks; the same for the same set of names."""
-    looks: dict[str, Style] = {}
-    ours = cycle(zip(_OURS, _OUR_MARKERS, strict=True))
-    peers = cycle(zip(_PEERS, cycle(_MARKERS), strict=False))
-    dashes = cycle(_DASHES)
+    """How each program looks; who has no looks of its own gets what is left, in the order of the names."""
+    left = cycle(zip(_MORE, _MARKERS, strict=True))
+    looks = {}
     for name in sorted(set(names)):
-        if name.startswith(OURS):
-            looks[name] = Style(*next(ours), "-", 2.8)
-        elif name in _LIMITS:
-            looks[name] = Style(_LIMITS[name], "", (0, (1, 1.5)), 1.6)
-        else:
-            looks[name] = Style(*next(peers), next(dashes), 1.3)
+        width = _THICK if name.startswith(OURS) else _THIN
+        looks[name] = _LOOKS[name] if name in _LOOKS else Style(*next(left), (0, (3, 1, 1, 1, 1, 1)), width)
     return looks
 
 
@@ -124,7 +135,7 @@ def _lines(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Style]) -> None:
             marker=look.marker,
             linestyle=look.dash,
             linewidth=look.width,
-            markersize=6 if look.width > 2 else 5,
+            markersize=6 if look.width == _THICK else 5,
             elinewidth=0.8,
             capsize=2,
             zorder=4 if who.startswith(OURS) else 3,
@@ -169,7 +180,7 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     told = [row for row in rows if row["who"] != TOGETHER and row["median"] > _SEEN * whole[row["size"]]]
     parts = list(dict.fromkeys(row["who"] for row in told))
     high = 0.8 / len(sizes)
-    for number_, (size, shade) in enumerate(zip(sizes, (_OURS[0], _OURS[2]), strict=False)):
+    for number_, (size, shade) in enumerate(zip(sizes, (_NAVY, _PALE), strict=False)):
         found = {row["who"]: row["median"] for row in told if row["size"] == size}
         places = [parts.index(who) + high * (number_ - (len(sizes) - 1) / 2) for who in found]
         label = f"{size:,} mappings: {number(whole[size])} {rows[0]['unit']} {TOGETHER}"

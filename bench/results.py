@@ -89,6 +89,8 @@ def machine() -> dict[str, Any]:
         "cpu": model[1] if model else platform.machine(),
         "nft": nft.removeprefix("v"),
         "python": platform.python_version(),
+        # Of the last five minutes, the bench itself among it: others make figures worse.
+        "load": round(os.getloadavg()[1], 1),
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
     }
 

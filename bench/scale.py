@@ -23,7 +23,7 @@ MANY = 60_000
 ROUNDS = 3
 #: Goals: seconds of a start and of an adoption, megabytes of the daemon with many mappings and with none.
 START, ADOPTION, LARGE, IDLE = 2.0, 2.0, 120.0, 45.0
-WORKER = "its libnftables processes"
+WORKER = f"{OURS}, its libnftables processes"
 MEGABYTE = 1e6
 #: What the kernel allocates for tables, by the lines of /proc/meminfo: small things, per-processor counters, arrays.
 _KERNEL = ("SUnreclaim", "Percpu", "VmallocUsed")

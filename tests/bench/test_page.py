@@ -12,7 +12,15 @@ import pytest
 from bench import page
 from bench.results import TOGETHER, Row, row
 
-MACHINE = {"kernel": "6.1", "cores": 2, "cpu": "Some CPU", "nft": "1.0.6", "python": "3.11.2", "date": "2026-01-02"}
+MACHINE = {
+    "kernel": "6.1",
+    "cores": 2,
+    "cpu": "Some CPU",
+    "nft": "1.0.6",
+    "python": "3.11.2",
+    "load": 1.5,
+    "date": "2026-01-02",
+}
 
 
 def sample() -> dict[str, dict[str, Any]]:
@@ -60,7 +68,7 @@ def test_rows_with_the_same_goal_are_one_line_with_the_worst_of_them() -> None:
 def test_the_page_names_machine_and_date_and_what_was_not_measured() -> None:
     text = page.text(sample())
 
-    assert "*2026-01-02: Some CPU, 2 cores, Linux 6.1, nft 1.0.6, Python 3.11.2.*" in text
+    assert "*2026-01-02: Some CPU, 2 cores, Linux 6.1, nft 1.0.6, load average 1.5, Python 3.11.2.*" in text
     assert "Not measured yet: `make bench-scale`." in text
 
 

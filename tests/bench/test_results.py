@@ -68,5 +68,5 @@ def test_a_file_holds_what_was_measured_where_and_the_rows(tmp_path: Path, monke
     found = json.loads(results.save("control", "One PUT.", rows).read_text())
 
     assert found["what"] == "One PUT."
-    assert set(found["machine"]) == {"kernel", "cores", "cpu", "nft", "python", "date"}
+    assert set(found["machine"]) == {"kernel", "cores", "cpu", "nft", "python", "load", "date"}
     assert found["rows"] == rows
