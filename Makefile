@@ -86,23 +86,23 @@ FUZZ_SEED :=
 fuzz: venv ## all fuzzers with new seeds for FUZZ_SECONDS (root); FUZZ_SEED repeats a round
 	$(BIN)/python -m tests.fuzz $(FUZZ_SECONDS) $(FUZZ_SEED)
 
-# Percent of the rounds; for example: make bench BENCH_SHARE=10
-BENCH_SHARE := 100
+# Percent of the rounds of a bench; for example: make bench SHARE=10
+SHARE := 100
 bench bench-data bench-control bench-scale bench-profile bench-page: PACKAGES += $(PICTURES)
-bench: venv ## nfportd beside its peers, all of it, and docs/performance.md from that (root); BENCH_SHARE=10 is a short one
-	$(BIN)/python -m bench $(BENCH_SHARE)
+bench: venv ## nfportd beside its peers, all of it, and docs/performance.md from that (root); SHARE=10 is a short one
+	$(BIN)/python -m bench $(SHARE)
 
 bench-data: venv ## connections, packets, latency through many mappings (root)
-	$(BIN)/python -m bench.data $(BENCH_SHARE)
+	$(BIN)/python -m bench.data $(SHARE)
 
 bench-control: venv ## a mapping added, changed, removed by API, command, drop-in, CNI; portmap and netavark (root)
-	$(BIN)/python -m bench.control $(BENCH_SHARE)
+	$(BIN)/python -m bench.control $(SHARE)
 
 bench-scale: venv ## start, adoption, memory, repair with many mappings (root)
-	$(BIN)/python -m bench.scale $(BENCH_SHARE)
+	$(BIN)/python -m bench.scale $(SHARE)
 
 bench-profile: venv ## where the time of a change and of a start goes (root)
-	$(BIN)/python -m bench.profile $(BENCH_SHARE)
+	$(BIN)/python -m bench.profile $(SHARE)
 
 bench-page: venv ## docs/performance.md from what the benches have found
 	$(BIN)/python -m bench.page
