@@ -17,6 +17,8 @@ PACKAGING := debhelper dh-python dpkg-dev python3-pip lintian
 FIREWALLS := iptables ufw
 # What makes system calls fail, and what stands between the daemon and its disk and clock, in tests/faults.
 FAULTS := strace gcc libc6-dev
+# The pictures of docs/performance.md, a backend of a peer, and what compiles the load generator.
+PICTURES := python3-matplotlib iptables gcc libc6-dev
 # Where `make install` puts programs, units and pages; the modules go to /opt/nfportd.
 PREFIX := /usr/local
 # For example: make test PYTEST_ARGS='-k hairpin -x'
@@ -41,8 +43,8 @@ define install
 	fi
 endef
 
-.PHONY: help demo test test-runtimes test-trixie lint audit fuzz chaos soak bench run install uninstall deb deb-trixie
-.PHONY: manual lock venv packages clean
+.PHONY: help demo test test-runtimes test-trixie lint audit fuzz chaos soak run install uninstall deb deb-trixie
+.PHONY: manual lock venv packages clean bench bench-data bench-control bench-scale bench-profile bench-page
 
 help: ## this text
 	@sed -nE 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -84,8 +86,26 @@ FUZZ_SEED :=
 fuzz: venv ## all fuzzers with new seeds for FUZZ_SECONDS (root); FUZZ_SEED repeats a round
 	$(BIN)/python -m tests.fuzz $(FUZZ_SECONDS) $(FUZZ_SEED)
 
-bench: venv ## measure what the README claims (root)
-	$(BIN)/python -m bench
+# Percent of the rounds of a bench; for example: make bench SHARE=10
+SHARE := 100
+bench bench-data bench-control bench-scale bench-profile bench-page: PACKAGES += $(PICTURES)
+bench: venv ## nfportd beside its peers, all of it, and docs/performance.md from that (root); SHARE=10 is a short one
+	$(BIN)/python -m bench $(SHARE)
+
+bench-data: venv ## connections, packets, latency through many mappings (root)
+	$(BIN)/python -m bench.data $(SHARE)
+
+bench-control: venv ## a mapping added, changed, removed by API, command, drop-in, CNI; portmap and netavark (root)
+	$(BIN)/python -m bench.control $(SHARE)
+
+bench-scale: venv ## start, adoption, memory, repair with many mappings (root)
+	$(BIN)/python -m bench.scale $(SHARE)
+
+bench-profile: venv ## where the time of a change and of a start goes (root)
+	$(BIN)/python -m bench.profile $(SHARE)
+
+bench-page: venv ## docs/performance.md from what the benches have found
+	$(BIN)/python -m bench.page
 
 run: venv ## the daemon in the foreground with /etc/nfportd and /etc/nfportd.d (root)
 	$(BIN)/nfportd

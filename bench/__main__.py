@@ -1,11 +1,8 @@
-"""`make bench`: every measurement, one after the other; the figures go where the first argument says, as JSON."""
+"""`make bench`: every measurement, one after the other, then the page; the first argument is the percent of rounds."""
 
-import json
+import subprocess
 import sys
-from pathlib import Path
 
-from bench import api, cni, dropins, repair
-
-results = {"dropins": dropins.main(), "api": api.main(), "cni": cni.main(), "repair": repair.main()}
-if sys.argv[1:]:
-    Path(sys.argv[1]).write_text(json.dumps(results, indent=1) + "\n")
+for part in ("data", "control", "scale", "profile"):
+    subprocess.run([sys.executable, "-m", f"bench.{part}", *sys.argv[1:]], check=True)
+subprocess.run([sys.executable, "-m", "bench.page"], check=True)

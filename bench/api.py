@@ -1,153 +1,124 @@
-"""`make bench-api`: what one PUT costs among few and many mappings, how many a second, and whether memory stays flat.
+"""What one mapping costs over the API and by nfportctl, how many a second 64 clients get, and 10,000 at once.
 
-Must not reach past the socket. The one idea: the sizes are measured in turn, and every figure is a client's own.
+Must not reach past the socket. The one idea: every figure is a client's own, until its answer has come.
 """
 
 from __future__ import annotations
 
-import atexit
-import http.client
-import json
-import shutil
-import socket
-import statistics
-import sys
-import tempfile
-import threading
+import selectors
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from bench.dropins import host, ranges, resident
-from tests.lab import Daemon, Lab
+from bench import results
+from bench.hosts import FREE, Connection, answered, daemon_of, mapping, received
+from bench.results import Row
+from bench.ways import ADDED, REMOVED, Cost, Way, shared, spawn, timed
+from tests.lab import ROOT, Daemon, Lab
 
-SIZES = (0, 1_000, 60_000)
-ROUNDS = 300
-
-
-class Connection(http.client.HTTPConnection):
-    """HTTP over a unix socket, kept alive."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("nfportd", timeout=60)
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the socket."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.connect(str(self._path))
-
-    def put(self, owner: str, ports: range, target: int) -> None:
-        """Replace an owner's mappings; anything but 200 ends the measurement."""
-        mappings = [{"listen": port, "targets": f"10.88.0.11:{target}"} for port in ports]
-        body = json.dumps({"mappings": mappings}).encode()
-        self.request("PUT", f"/v1/owners/{owner}", body, {"Content-Type": "application/json"})
-        answer = self.getresponse()
-        text = answer.read()
-        if answer.status != 200:
-            raise RuntimeError(text.decode())
+#: Goals: mappings a second from so many clients; seconds for a batch of so many.
+CLIENTS, PER_SECOND = 64, 3_000
+BATCH, SECONDS = 10_000, 0.5
 
 
-def daemon_of(lab: Lab, name: str) -> Daemon:
-    """A daemon whose run directory is in memory, as /run is."""
-    host(lab, name)
-    run = tempfile.mkdtemp(prefix="nfportd-bench-", dir="/dev/shm")
-    atexit.register(shutil.rmtree, run, ignore_errors=True)
-    daemon = Daemon(lab, space=name, arguments=["--run-dir", run])
-    daemon.socket = Path(run) / "nfportd.sock"
-    return daemon
+class Api(Way):
+    """PUT and DELETE of an owner with one mapping, over one connection."""
+
+    def __init__(self, daemon: Daemon, size: int, rounds: int) -> None:
+        super().__init__("nfportd, API", size, rounds)
+        self._connection = Connection(daemon.socket)
+
+    def step(self, verb: str, number: int) -> Cost:
+        """One request."""
+        method, value = "DELETE", None
+        if verb != REMOVED:
+            method, value = "PUT", {"mappings": [mapping(FREE[0], number + 1 if verb == ADDED else number + 10_000)]}
+        request = Connection.request(method, "/v1/owners/api:bench", value)
+        self._connection.renew()
+        began = time.perf_counter()
+        self._connection.ask(request)
+        return timed(began)
 
 
-class Measured:
-    """A daemon with many keys by ranges, and a client that changes one mapping beside them."""
+class Command(Way):
+    """The command nfportctl, a process each time."""
 
-    def __init__(self, lab: Lab, count: int) -> None:
-        self.count = count
-        self.daemon = daemon_of(lab, f"n{count}")
-        (self.daemon.dropins / "others.yaml").write_text(ranges(count) if count else "")
-        self.daemon.start(timeout=120)
-        self.connection = Connection(self.daemon.socket)
-        self.milliseconds: list[float] = []
+    def __init__(self, daemon: Daemon, size: int, rounds: int) -> None:
+        super().__init__("nfportd, nfportctl", size, rounds)
+        self._file = daemon.dir / "wished.yaml"
+        self._environment = {"NFPORTD_SOCKET": str(daemon.socket), "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
 
-    def once(self, number: int) -> None:
-        """One PUT of one mapping, another each time."""
-        started = time.perf_counter()
-        self.connection.put("api:bench", range(65000, 65001), number)
-        self.milliseconds.append((time.perf_counter() - started) * 1000)
-
-
-def one_put(lab: Lab) -> dict[str, Any]:
-    """Milliseconds of a PUT until the kernel has it, for each size."""
-    measured = [Measured(lab, count) for count in SIZES]
-    for number in range(1, ROUNDS + 1):
-        for each in measured:
-            each.once(number)
-    base = statistics.median(measured[0].milliseconds)
-    print(f"\nPUT of one mapping, until it is stored and in the kernel ({ROUNDS} times each, in turn)")
-    print(f"{'keys':>8}  {'p50 ms':>7}  {'p99 ms':>7}  {'ratio':>6}")
-    results = {}
-    for each in measured:
-        half, high = statistics.median(each.milliseconds), statistics.quantiles(each.milliseconds, n=100)[-1]
-        print(f"{each.count:>8,}  {half:>7.2f}  {high:>7.2f}  {half / base:>6.2f}")
-        results[str(each.count)] = {"p50_ms": half, "p99_ms": high, "ratio": half / base}
-        each.connection.close()
-        each.daemon.stop(timeout=30)
-    return results
+    def step(self, verb: str, number: int) -> Cost:
+        """One command."""
+        port, target = FREE[1], f"10.88.0.11:{number + 1}"
+        arguments = {ADDED: ["add", str(port), target], REMOVED: ["remove", str(port)]}.get(verb)
+        if arguments is None:
+            # A change is a new content of the owner.
+            self._file.write_text(f"mappings:\n  - {{listen: {port}, targets: '10.88.0.12:{number + 1}'}}\n")
+            arguments = ["apply", "--file", str(self._file), "--owner", "api:nfportctl"]
+        return spawn([*Daemon.command("nfportctl"), *arguments], b"", self._environment)
 
 
-def many(lab: Lab, clients: int = 64, each: int = 100, batch: int = 10_000) -> dict[str, float]:
-    """Mappings a second from many clients at once, and from one batch; and what they take of memory."""
+def throughput(lab: Lab, share: int) -> list[Row]:
+    """Many clients at once with a mapping each, and one with many mappings."""
     daemon = daemon_of(lab, "many")
     daemon.start()
-    idle = resident(daemon)
+    each = max(10, 100 * share // 100)
+    rates, seconds = [], []
+    for _ in range(shared(5, share)):
+        rates.append(CLIENTS * each / _at_once(daemon, each))
+        seconds.append(_batch(daemon))
+    daemon.stop(timeout=60)
+    many = f"{CLIENTS} clients at once, a PUT of one mapping each"
+    return [
+        results.row(many, 0, results.OURS, rates, "mappings/s", "more", PER_SECOND),
+        results.row(f"One PUT of {BATCH:,} mappings", 0, results.OURS, seconds, "s", "less", SECONDS),
+    ]
 
-    def client(number: int) -> None:
-        connection = Connection(daemon.socket)
-        for port in range(1 + number * each, 1 + (number + 1) * each):
-            connection.put(f"api:{port}", range(port, port + 1), 80)
-        connection.close()
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-    started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    rate = clients * each / (time.perf_counter() - started)
+def _at_once(daemon: Daemon, each: int) -> float:
+    """Seconds until all clients have had the answers to so many requests, each sent when the one before is answered."""
+    clients = [Connection(daemon.socket) for _ in range(CLIENTS)]
+    waiting = {client.sock: _requests(number, each) for number, client in enumerate(clients)}
+    answers = dict.fromkeys(waiting, b"")
+    selector = selectors.DefaultSelector()
+    began = time.perf_counter()
+    for sock, requests in waiting.items():
+        selector.register(sock, selectors.EVENT_READ, sock)
+        sock.sendall(requests.pop())
+    while answers:
+        for sock in [key.data for key, _ in selector.select()]:
+            answers[sock] += received(sock)
+            if not answered(answers[sock]):
+                continue
+            if requests := waiting[sock]:
+                answers[sock] = b""
+                sock.sendall(requests.pop())
+            else:
+                selector.unregister(sock)
+                del answers[sock]
+    took = time.perf_counter() - began
+    _withdraw(clients[0], [f"api:{1 + port}" for port in range(CLIENTS * each)])
+    for client in clients:
+        client.close()
+    return took
+
+
+def _requests(client: int, each: int) -> list[bytes]:
+    ports = range(1 + client * each, 1 + (client + 1) * each)
+    return [Connection.request("PUT", f"/v1/owners/api:{port}", {"mappings": [mapping(port, 80)]}) for port in ports]
+
+
+def _withdraw(connection: Connection, owners: Sequence[str]) -> None:
+    connection.ask(Connection.request("POST", "/v1/transactions", {"owners": dict.fromkeys(owners)}))
+
+
+def _batch(daemon: Daemon) -> float:
     connection = Connection(daemon.socket)
-    started = time.perf_counter()
-    connection.put("api:batch", range(20_000, 20_000 + batch), 80)
-    seconds = time.perf_counter() - started
-    memory = (resident(daemon) - idle) / (clients * each + batch) * 10_000
+    wish = {"mappings": [mapping(port, 80) for port in range(20_000, 20_000 + BATCH)]}
+    request = Connection.request("PUT", "/v1/owners/api:batch", wish)
+    began = time.perf_counter()
+    connection.ask(request)
+    took = time.perf_counter() - began
+    _withdraw(connection, ["api:batch"])
     connection.close()
-    daemon.stop(timeout=30)
-    print(f"\n{clients} clients, one mapping a PUT: {rate:,.0f} mappings a second")
-    print(f"one PUT of {batch:,} mappings: {seconds:.2f} s, {batch / seconds:,.0f} mappings a second")
-    print(f"memory: {idle:.0f} MiB idle, {memory:.0f} MiB more for 10,000 API mappings")
-    return {"clients_per_second": rate, "batch_seconds": seconds, "idle_mib": idle, "mib_per_10000": memory}
-
-
-def leak(lab: Lab, changes: int) -> dict[str, float]:
-    """Resident memory over many changes of one mapping."""
-    daemon = daemon_of(lab, "leak")
-    daemon.start()
-    connection = Connection(daemon.socket)
-    samples = []
-    for number in range(changes):
-        connection.put("api:leak", range(8080, 8081), number % 60_000 + 1)
-        if number in (changes // 10, changes - 1):
-            samples.append(resident(daemon))
-    connection.close()
-    daemon.stop()
-    print(f"\nmemory after a tenth and all of {changes:,} changes: {samples[0]:.1f} and {samples[1]:.1f} MiB")
-    return {"early_mib": samples[0], "late_mib": samples[1]}
-
-
-def main(changes: int = 20_000) -> dict[str, Any]:
-    """Print all tables."""
-    with Lab(build=False) as lab:
-        return {"put": one_put(lab), "many": many(lab), "leak": leak(lab, changes)}
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    return took

@@ -1,4 +1,4 @@
-"""The programs of others that the benches measure beside nfportd: `portmap` of the CNI project, from Debian sid.
+"""The programs of others that the benches measure beside nfportd, from Debian sid: CNI's `portmap`, and netavark.
 
 Must not change the host's packages or apt's state: lists and cache are its own, in build/. The one idea: whatever
 is in the way (no network, a libc too old), the reason is told and the bench goes on with nfportd alone.
@@ -13,11 +13,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.lab import ROOT
 
-PACKAGE = "containernetworking-plugins"
+#: The packages of `portmap` and of netavark, and the C library of the same release, with which netavark runs.
+PORTMAP, NETAVARK = "containernetworking-plugins", "netavark"
+PACKAGES = (PORTMAP, NETAVARK, "libc6", "libgcc-s1")
 PLACE = ROOT / "build/peers"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
@@ -28,22 +31,49 @@ class Unavailable(Exception):
 
 def portmap() -> tuple[Path, str]:
     """The plugin, fetched where it is not there yet, and the version of its package."""
-    program = PLACE / "root/usr/lib/cni/portmap"
-    try:
-        if not program.exists():
-            _fetch()
+    program = _program(PORTMAP, "usr/lib/cni/portmap")
+    with _reasons(PORTMAP):
         asked = _run(program, text='{"cniVersion": "1.0.0"}', CNI_COMMAND="VERSION")
         if "1.0.0" not in json.loads(asked)["supportedVersions"]:
             raise Unavailable(f"{program} speaks other versions of CNI: {asked}")
+    return program, _version(PORTMAP)
+
+
+def netavark() -> tuple[list[str], str]:
+    """The command that runs netavark with the C library of its release, and the version of its package."""
+    program = _program(NETAVARK, "usr/lib/podman/netavark")
+    with _reasons(NETAVARK):
+        library = next((PLACE / "root").glob("**/libc.so.6"), Path("missing")).parent
+        loader = next(library.glob("ld-linux-*.so.*"), library)
+        command = [str(loader), "--library-path", str(library), str(program)]
+        _run(*command, "--version")
+    return command, _version(NETAVARK)
+
+
+def _program(package: str, path: str) -> Path:
+    program = PLACE / "root" / path
+    with _reasons(package):
+        if not program.exists():
+            _fetch()
+    return program
+
+
+@contextmanager
+def _reasons(package: str) -> Iterator[None]:
+    """Whatever goes wrong in the body makes this peer unavailable."""
+    try:
+        yield
     except (OSError, ValueError, KeyError, subprocess.CalledProcessError) as error:
         why = getattr(error, "stderr", "") or error
-        raise Unavailable(f"{PACKAGE} of Debian sid: {str(why).strip()}") from None
-    version = re.findall(rf"{PACKAGE}_(.+)_", " ".join(each.name for each in PLACE.glob("*.deb")))[0]
-    return program, version
+        raise Unavailable(f"{package} of Debian sid: {str(why).strip()}") from None
+
+
+def _version(package: str) -> str:
+    return str(re.findall(rf"{package}_([^_]+)_", " ".join(each.name for each in PLACE.glob("*.deb")))[0])
 
 
 def _fetch() -> None:
-    """From the first mirror that has it, the package and its content into build/peers."""
+    """From the first mirror that has them, the packages and their content into build/peers."""
     shutil.rmtree(PLACE, ignore_errors=True)
     for part in ("lists/partial", "cache/archives/partial"):
         (PLACE / part).mkdir(parents=True)
@@ -53,14 +83,15 @@ def _fetch() -> None:
         (PLACE / "sources.list").write_text(f"deb [signed-by={KEYRING}] {mirror} sid main\n")
         try:
             _run("apt-get", *_private(), "-qq", "update")
-            _run("apt-get", *_private(), "-qq", "download", f"{PACKAGE}/sid")
+            _run("apt-get", *_private(), "-qq", "download", *(f"{package}/sid" for package in PACKAGES))
         except subprocess.CalledProcessError as error:
             refused = error
             continue
-        _run("dpkg-deb", "-x", *PLACE.glob("*.deb"), PLACE / "root")
+        for package in PLACE.glob("*.deb"):
+            _run("dpkg-deb", "-x", package, PLACE / "root")
         shutil.rmtree(PLACE / "lists")
         return
-    raise refused or Unavailable(f"{PACKAGE}: apt's sources name no Debian mirror")
+    raise refused or Unavailable("apt's sources name no Debian mirror")
 
 
 def _mirrors() -> Iterator[str]:

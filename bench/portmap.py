@@ -1,6 +1,7 @@
-"""What `portmap` leaves in the kernel for one container, written N times over in one go: real ADDs would take minutes.
+"""What `portmap` and netavark leave in the kernel for one container, written N times over in one go: real calls would
+take minutes.
 
-Must not guess: `check` holds what is written here against the lines that a real ADD left beside it. The one idea:
+Must not guess: `check` holds what is written here against the lines that a real call left beside it. The one idea:
 the lines of two containers differ by their id, address, port and chain, and by nothing else.
 """
 
@@ -14,6 +15,8 @@ from typing import NamedTuple
 from tests.netns import Namespace
 
 NETWORK = "podnet"
+#: By which netavark knows it; its chains begin with the first eight.
+NETWORK_ID = "ab" * 32
 
 
 class Pod(NamedTuple):
@@ -34,7 +37,7 @@ class Pod(NamedTuple):
     @property
     def port(self) -> int:
         """The host's port that leads to its port 80."""
-        return 10_000 + self.number
+        return 1_000 + self.number
 
     @property
     def chain(self) -> str:
@@ -65,6 +68,19 @@ def iptables(pods: Iterable[Pod]) -> str:
     return "\n".join(["*nat", *chains, *rules, "COMMIT", ""])
 
 
+def netavark(pods: Iterable[Pod]) -> str:
+    """netavark's rules for containers of one network, for `nft -f`."""
+    chain = f"nv_{NETWORK_ID[:8]}_10_88_0_0_nm16_dnat"
+    rules = []
+    for pod in pods:
+        marks = [
+            f"ip saddr {by} tcp dport {pod.port} jump NETAVARK-HOSTPORT-SETMARK" for by in ("10.88.0.0/16", "127.0.0.1")
+        ]
+        rules.append(f"NETAVARK-HOSTPORT-DNAT tcp dport {pod.port} jump {chain}")
+        rules += [f"{chain} {rule}" for rule in (*marks, f"tcp dport {pod.port} dnat ip to {pod.address}:80")]
+    return "".join(f"add rule inet netavark {rule}\n" for rule in rules)
+
+
 class Backend(NamedTuple):
     """What writes a backend's rules, and the commands that load and list them."""
 
@@ -76,6 +92,7 @@ class Backend(NamedTuple):
 BACKENDS = {
     "nftables": Backend(nftables, ["nft", "-f", "-"], ["nft", "list", "ruleset"]),
     "iptables": Backend(iptables, ["iptables-restore", "--noflush"], ["iptables-save"]),
+    "netavark": Backend(netavark, ["nft", "-f", "-"], ["nft", "list", "ruleset"]),
 }
 
 
@@ -85,12 +102,12 @@ def fill(space: Namespace, backend: str, pods: Iterable[Pod]) -> None:
 
 
 def check(space: Namespace, backend: str, real: Pod, written: Iterable[Pod]) -> None:
-    """Fail where the written containers do not look just as the one that `portmap` itself added."""
+    """Fail where the written containers do not look just as the one that was really added."""
     listing = space.run(BACKENDS[backend].list).stdout.splitlines()
     wanted = _shape(listing, real)
     for pod in written:
         if not wanted or _shape(listing, pod) != wanted:
-            raise RuntimeError(f"portmap's {backend} backend leaves other rules than the bench writes: {wanted}")
+            raise RuntimeError(f"{backend}: it leaves other rules than the bench writes: {wanted}")
 
 
 def _shape(listing: list[str], pod: Pod) -> list[str]:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.api import daemon_of
+from bench.hosts import daemon_of
 from nfportd.client import Client, Json
 from tests.lab import Lab
 
