@@ -25,7 +25,9 @@ TIMEOUT = 30.0
 #: How often a read-modify-write begins anew when others change the owner meanwhile.
 ATTEMPTS = 20
 #: What an owner's answer says of its mappings beyond what was asked for.
-_STATE = ("state", "reason", "conflicts", "connections", "owner", "since")
+_STATE = frozenset(
+    ("state", "reason", "conflicts", "process", "unreached", "owner", "since", "changed", "connections", "rate")
+)
 _NO_ERROR = 400
 
 

@@ -18,7 +18,7 @@ ORDER = (
     ("errors", "messages"),
     ("notation", "trust", "journal", "unit"),
     ("model",),
-    ("document",),
+    ("document", "traffic"),
     ("validation",),
     ("desired",),
     ("ruleset",),
@@ -35,7 +35,8 @@ ORDER = (
     ("kernel.nft_flags",),
     ("kernel.sysctl", "kernel.nft", "kernel.nft_rules", "kernel.conntrack", "kernel.network", "kernel.nft_monitor"),
     ("kernel.processes", "kernel.netns_paths", "kernel.listeners", "kernel.reservations", "kernel.only_one"),
-    ("kernel.host", "kernel.lifetimes", "kernel.ports"),
+    ("kernel.host", "kernel.lifetimes", "kernel.ports", "kernel.counters"),
+    ("counts",),
     ("table",),
     ("enforcer",),
     ("reconciler",),
@@ -59,6 +60,7 @@ LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name 
 PURE = (
     *("errors", "notation", "model", "document", "validation", "desired", "ruleset", "topology", "flows"),
     *("listing", "drift", "pace", "wishes", "access", "register", "messages", "matches", "forwarding", "firewalls"),
+    "traffic",
 )
 IMPURE = {
     "asyncio",

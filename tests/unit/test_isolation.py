@@ -151,7 +151,7 @@ def test_who_asks_for_drift_is_told_of_an_opened_target() -> None:
     kernel: Any = SimpleNamespace(table=table, host=None, monitor=SimpleNamespace(stirred=None, quiet=lambda: True))
     nft: Any = SimpleNamespace(list_table=None)
     nowhere: Any = None
-    service = Service(register, kernel, nft, nowhere)
+    service = Service(register, kernel, nft, nowhere, nowhere)
     reconciler: Any = SimpleNamespace(enforcer=SimpleNamespace(refused={}))
     service.reconciler = reconciler
 
