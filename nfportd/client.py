@@ -132,13 +132,14 @@ class Client:
                 if problem.name != "precondition-failed" or not attempts:
                     raise
 
-    def events(self, since: int | None = None) -> Iterator[str]:
-        """Events, each as a line of JSON, as they happen; ends when the daemon ends the stream."""
+    def events(self, since: int | None = None, last: int | None = None) -> Iterator[str]:
+        """Events, each as a line of JSON, as they happen; ends when the daemon ends the stream. `last`: so many that
+        happened last, and no more."""
         connection = _Connection(self.path, self._timeout)
         try:
             self._connect(connection)
             sock = connection.sock
-            connection.request("GET", _with("/v1/events", {"since": since}))
+            connection.request("GET", _with("/v1/events", {"since": since, "last": last}))
             answer = connection.getresponse()
             if answer.status >= _NO_ERROR:
                 raise Problem(answer.status, _object(answer.read(), self.path))

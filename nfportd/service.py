@@ -146,7 +146,7 @@ class Service:
     def _recent(self) -> dict[str, Any]:
         """How many connections there were lately, by what was read last."""
         traffic = self.counts.traffic
-        return {"rate": traffic.rate, "last_hour": sum(minute.connections for minute in traffic.minutes)}
+        return {"rate": traffic.rate, "last_hour": traffic.lately}
 
     def summary(self) -> str:
         """The state in one line."""

@@ -98,6 +98,11 @@ class Traffic:
         self.minutes.append(Minute(began_date, now - began, self._minute.total(), busiest))
         self._minute, self._minute_began = Counter(), (now, date)
 
+    @property
+    def lately(self) -> int:
+        """The connections of the minutes that are kept, and of the one that runs."""
+        return sum(minute.connections for minute in self.minutes) + self._minute.total()
+
     def connections(self, key: Packed) -> int:
         """How many a key's element has accepted since it was made, by the last reading."""
         return self._last.connections.get(key, 0) if self._last else 0

@@ -50,9 +50,10 @@ ORDER = (
     ("api.routes",),
     ("check", "daemon"),
     ("__main__",),
-    ("client",),
-    ("printing",),
-    ("changes", "oci_hook"),
+    ("client", "columns"),
+    ("printing", "naming", "report.markup", "report.style"),
+    ("changes", "oci_hook", "top", "report.health", "report.page"),
+    ("report.command",),
     ("cli",),
 )
 LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name in names}
@@ -90,7 +91,7 @@ def module(path: Path) -> str:
 
 
 FILES = {module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-MODULES = sorted(set(FILES) - {"nfportd", "nfportd.kernel", "nfportd.sources", "nfportd.api"})
+MODULES = sorted(set(FILES) - {"nfportd", "nfportd.kernel", "nfportd.sources", "nfportd.api", "nfportd.report"})
 
 
 def imports(name: str) -> set[str]:
@@ -154,7 +155,7 @@ def test_sources_know_no_nft_and_no_kernel(name: str) -> None:
         ("nftables", {"nfportd.kernel.nft_worker"}),
         ("asyncinotify", {"nfportd.sources.watch", "nfportd.kernel.netns_paths"}),
         ("systemd", {"nfportd.journal", "nfportd.unit"}),
-        ("click", {"nfportd.__main__", "nfportd.changes", "nfportd.cli"}),
+        ("click", {f"nfportd.{each}" for each in ("__main__", "changes", "cli", "naming", "report.command", "top")}),
         ("jeepney", {"nfportd.open_forward"}),
         ("pyroute2", {"nfportd.kernel.conntrack", "nfportd.kernel.network"}),
     ],
