@@ -7,6 +7,7 @@ a network namespace where nothing can be reached.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -40,7 +41,8 @@ def _run(*arguments: str) -> str:
     with tempfile.TemporaryDirectory() as profile:
         # Pages of files may look into each other only when told so.
         usual = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files")
-        command = ["unshare", "--net", PROGRAM, *usual, f"--user-data-dir={profile}", *arguments]
+        apart = ["unshare", "--net"] if os.geteuid() == 0 else []
+        command = [*apart, PROGRAM, *usual, f"--user-data-dir={profile}", *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
 

@@ -67,7 +67,7 @@ def _header(facts: Facts, title: str) -> Markup:
         "Mappings": f"{len(facts.mappings):,}",
         "In force": f"{in_force:,}",
         "Connections a second": columns.rate(facts.rate),
-        "Connections, last hour": columns.count(sum(minute["connections"] for minute in facts.minutes)),
+        "Connections, last hour": columns.count(status["connections"]["last_hour"]),
     }
     shown = tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in tiles.items()], class_="tiles")
     return tag("header", tag("h1", title), tag("p", when, up, class_="quiet"), _verdict(facts, in_force), shown)

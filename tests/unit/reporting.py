@@ -67,6 +67,7 @@ STATUS: Json = {
     "since": ago(4000),
     "table": "intact",
     "repairs": {"count": 0, "last": None, "fight": False},
+    "connections": {"rate": 848.0, "last_hour": 2_033_646},
     "forwarding": [
         {
             "chain": "inet filter forward",
