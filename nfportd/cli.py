@@ -130,7 +130,8 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="The API's answe
 def list_command(client: Client, owner: str | None, port: int | None, protocol: str | None, as_json: bool) -> None:
     """List the mappings of all owners: state, connections accepted, connections a second, age.
 
-    Connections are counted since a mapping is as it is, which is its age. Where a terminal is too narrow, columns are
+    Connections are counted as long as a mapping leads to the same target, across restarts of the daemon; age is since
+    the mapping came or changed, as far as this run of the daemon knows. Where a terminal is too narrow, columns are
     shortened and then left out.
 
     \b

@@ -147,7 +147,7 @@ def details(mapping: Json, minutes: Sequence[Json], now: datetime) -> Iterator[s
         ("as it is", f"for {age(since, now)} ({_local(since)})"),
         (
             "connections",
-            f"{count(mapping.get('connections'))} since then, {columns.rate(mapping.get('rate'))} a second",
+            f"{count(mapping.get('connections'))} to this target, {columns.rate(mapping.get('rate'))} a second",
         ),
         *(("last hour", each) for each in _hour(_of(mapping, minutes))),
         *((key.replace("_", " "), printable(_listed(mapping[key]))) for key in _OPTIONS if _unusual(mapping, key)),

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 import click
 
 from nfportd import printing
-from nfportd.client import Client, Json, NotReachable
+from nfportd.client import Client, Json, NotReachable, Problem
 from nfportd.columns import chart, coloured, count, rate
 
 #: Lines of a frame beside those of mappings: title, rate, an empty line, the table's header, an empty line, the help.
@@ -48,7 +48,7 @@ class Frames:
         """Ask, and lay out the answer. `width`: of the terminal, if it is one; `most`: so many mappings."""
         try:
             return list(self._lines(self._client.get("/v1/mappings", busiest=most), width))
-        except NotReachable as error:
+        except (NotReachable, Problem) as error:
             told = textwrap.wrap(f"nfportctl: {error}; it is asked again", width or 120)
             return [coloured(line, "red") for line in told]
 
@@ -115,24 +115,24 @@ def _borrowed(keys: int) -> Iterator[None]:
               help="Print so many frames one below the other, to a file or a pipe as well, and end.")  # fmt: skip
 @click.pass_obj
 def command(client: Client, interval: float, rounds: int | None) -> None:
-    """Watch the busiest mappings: connections a second, and since each mapping is as it is.
+    """Watch the busiest mappings: connections a second, and those so far.
 
-    A connection is counted when it begins. It is over the time between two frames; q or ctrl-C quits.
+    A connection is counted when it begins; a second is an average over the time between two frames. q or ctrl-C quits.
 
     \b
     Examples:
       nfportctl top
       nfportctl top --rounds 3 --interval 10 >> busy.txt
 
-    Exit status: 0 after q, ctrl-C or the last round, 3 the daemon does not answer (frames ask again).
+    Exit status: 0 after q, ctrl-C or the last round, 3 the daemon does not answer (later frames ask again).
     """
     frames = Frames(client)
     try:
+        if rounds is None and not (sys.stdin.isatty() and sys.stdout.isatty()):
+            raise click.UsageError("this is no terminal; --rounds 3 prints three frames")
+        # Whoever cannot be asked now is not waited for.
+        client.get("/v1/mappings", busiest=1)
         if rounds is None:
-            if not (sys.stdin.isatty() and sys.stdout.isatty()):
-                raise click.UsageError("this is no terminal; --rounds 3 prints three frames")
-            # Whoever cannot be asked now is not waited for.
-            client.get("/v1/mappings", busiest=1)
             _watch(frames, interval, plain=click.get_current_context().color is False)
         else:
             _print(frames, interval, rounds)

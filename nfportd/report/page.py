@@ -199,7 +199,7 @@ def _mappings(facts: Facts) -> Markup:
         _Cell("Last hour", "whole", hour),
         _Cell("Age", "number", lambda m: printing.age(m.get("changed") or m.get("since"), facts.now)),
     )
-    told = "Connections are counted since a mapping is as it is, which is its age."
+    told = "Connections are counted as long as a mapping leads to the same target, across restarts of nfportd."
     ordered = sorted(facts.mappings, key=lambda m: (printing.state(m) == "in force", printing.by_port(m)))
     return _section("Mappings", _table(cells, ordered, "Mappings"), tag("p", told, class_="quiet"))
 

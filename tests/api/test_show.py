@@ -50,7 +50,7 @@ def test_a_person_reads_the_connections_that_were_made(lab: Lab, daemon: Daemon,
 
     said = nfportctl(daemon, "show", "web")[1]
     assert "in force" in said
-    assert re.search(r"connections +7 since then", said), said
+    assert re.search(r"connections +7 to this target", said), said
     assert re.search(r"state +waiting: conflict", nfportctl(daemon, "show", "late")[1])
     status, said = nfportctl(daemon, "status")
     assert (status, "1 waiting: conflict" in said) == (1, True), said

@@ -179,7 +179,7 @@ def test_show_of_a_mapping_by_its_name_or_what_it_listens_on(stub: Stub, which: 
         "leads to": "10.88.0.11:80 [fd88::11]:80",
         "owner": f"file:a.yaml, for {_age()}",
         "as it is": f"for {_age()} ({_local()})",
-        "connections": "1,204 since then, 3.5 a second",
+        "connections": "1,204 to this target, 3.5 a second",
         "last hour": "▂ █  50, at most 40 a minute",
         "isolate": "yes",
         "comment": "the?[2Jshop",

@@ -153,7 +153,7 @@ def test_without_a_terminal_it_says_what_to_do(stub: Stub) -> None:
 
 
 def test_rounds_are_printed_below_each_other(stub: Stub) -> None:
-    serve(stub, answer(1.0), answer(2.0))
+    serve(stub, answer(0.0), answer(1.0), answer(2.0))
     done = run(stub, "top", "--rounds", "2", "--interval", "0.5")
 
     assert done.exit_code == 0
