@@ -19,6 +19,8 @@ FIREWALLS := iptables ufw
 FAULTS := strace gcc libc6-dev
 # The pictures of docs/performance.md, a backend of a peer, and what compiles the load generator.
 PICTURES := python3-matplotlib iptables gcc libc6-dev
+# What shows the page of `nfportctl report` in the tests: 64 MB, 20 s.
+BROWSER := chromium-headless-shell fonts-dejavu-core
 # Where `make install` puts programs, units and pages; the modules go to /opt/nfportd.
 PREFIX := /usr/local
 # For example: make test PYTEST_ARGS='-k hairpin -x'
@@ -52,7 +54,7 @@ help: ## this text
 demo: venv ## publish ports of a small network made of namespaces, and show each connection (root)
 	@$(BIN)/python -m tests.demo
 
-test: PACKAGES += $(BUILDING) $(PACKAGING) $(FIREWALLS) $(FAULTS)
+test: PACKAGES += $(BUILDING) $(PACKAGING) $(FIREWALLS) $(FAULTS) $(BROWSER)
 test: lint ## ruff, mypy and the test suite (root: it makes network namespaces)
 	$(PYTEST) tests $(WITHOUT) -m 'not alone' $(PYTEST_ARGS) || [ $$? = 5 ] # 5: nothing of it was asked for
 	$(BIN)/python -m pytest tests $(WITHOUT) -m alone $(PYTEST_ARGS) || [ $$? = 5 ]

@@ -14,12 +14,12 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
-from nfportd import document, printing
-from nfportd.client import DEFAULT_SOCKET, Client, Json, NotReachable, Problem, wished
+from nfportd import columns, document, printing
+from nfportd.client import Client, Json, Problem, wished
 from nfportd.document import Node
-from nfportd.errors import InvalidInput, NfportdError, Problem as Misplaced
+from nfportd.errors import InvalidInput, Problem as Misplaced
+from nfportd.naming import WrongState, complete_owner
 from nfportd.notation import parse_listen, parse_source, parse_target
 
 PROTOCOLS = ("tcp", "udp", "sctp")
@@ -27,10 +27,6 @@ PROTOCOLS = ("tcp", "udp", "sctp")
 OWN = "api:nfportctl"
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class WrongState(NfportdError):
-    """What the owner has does not allow what was asked for."""
 
 
 def nothing_of(owner: str) -> WrongState:
@@ -48,16 +44,6 @@ def _written(parse: Callable[[object], object]) -> Callable[[click.Context, clic
             raise click.BadParameter(str(error)) from None
 
     return read
-
-
-def complete_owner(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The owners that the daemon knows, for the shell."""
-    try:
-        with Client(context.find_root().params.get("socket") or DEFAULT_SOCKET, timeout=1) as client:
-            found = client.get("/v1/owners", prefix=incomplete)["owners"]
-    except (Problem, NotReachable):
-        return []
-    return [CompletionItem(each["owner"]) for each in found]
 
 
 _owner = click.option(
@@ -317,7 +303,7 @@ def _placed(error: Json, root: Node, file: str) -> Misplaced:
 def _say(answer: Json, what: str, dry_run: bool) -> None:
     added, removed = answer["added"], answer["removed"]
     change = f"would add {added}, remove {removed}" if dry_run else f"added {added}, removed {removed}"
-    click.echo(f"{printing.printable(what)}: {change}")
+    click.echo(f"{columns.printable(what)}: {change}")
     for found in answer["owners"].values():
         for mapping in found["mappings"] if found else ():
             for line in printing.not_in_force(mapping):

@@ -6,8 +6,11 @@ question to the daemon and one way to print its answer; errors become sentences 
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import os
+import shutil
 import sys
 import syslog
 from collections.abc import Iterable
@@ -17,7 +20,7 @@ from typing import NoReturn
 import click
 from click.shell_completion import get_completion_class
 
-from nfportd import changes, oci_hook, printing
+from nfportd import changes, columns, naming, oci_hook, printing
 from nfportd.client import DEFAULT_SOCKET, Client, Json, NotReachable, Problem
 from nfportd.errors import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_WRONG, NfportdError
 
@@ -27,21 +30,29 @@ _EXITS = {"denied": EXIT_REFUSED, "conflict": EXIT_REFUSED, "port-in-use": EXIT_
 
 def _fail(lines: Iterable[str], status: int) -> NoReturn:
     for number, line in enumerate(lines):
-        click.echo(line if number else printing.coloured(f"nfportctl: {line}", "red"), err=True)
+        click.echo(line if number else columns.coloured(f"nfportctl: {line}", "red"), err=True)
     sys.exit(status)
 
 
+#: Commands that are loaded when they are called: the module and its click command. `check` brings all of the daemon.
+_LAZY = {
+    "check": ("nfportd.__main__", "check_command"),
+    "report": ("nfportd.report.command", "command"),
+    "top": ("nfportd.top", "command"),
+}
+
+
 class _Commands(click.Group):
-    """All commands. `check` brings all of the daemon with it and is loaded when it is called."""
+    """All commands."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return sorted([*super().list_commands(context), "check"])
+        return sorted([*super().list_commands(context), *_LAZY])
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name == "check":
-            from nfportd.__main__ import check_command  # noqa: PLC0415
-
-            return check_command
+        if name in _LAZY:
+            module, command = _LAZY[name]
+            found: click.Command = getattr(importlib.import_module(module), command)
+            return found
         return super().get_command(context, name)
 
     def invoke(self, context: click.Context) -> object:
@@ -74,6 +85,7 @@ def main(context: click.Context, socket: str) -> None:
       nfportctl add 8080 10.88.0.11:80 --name web   # in force when it returns
       nfportctl list                                # what is published, to where, by whom, how often used
       nfportctl status                              # what is not in force, and why
+      nfportctl top                                 # the busiest mappings, as it happens
       nfportctl remove web
 
     Exit status: 0 done, 1 the input or the state is wrong, 2 wrong usage, 3 the daemon does not answer, 4 refused
@@ -81,6 +93,9 @@ def main(context: click.Context, socket: str) -> None:
     """
     if os.environ.get("NO_COLOR"):
         context.color = False
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names may be of any script, the terminal of any encoding.
+        sys.stdout.reconfigure(errors="replace")
     if context.invoked_subcommand == "check":
         from nfportd.__main__ import CONFIG, DROPINS  # noqa: PLC0415
 
@@ -98,17 +113,26 @@ def _print_json(found: Json) -> None:
     click.echo(json.dumps(found, indent=2, ensure_ascii=False))
 
 
+def _width() -> int | None:
+    """Of the terminal; None where the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 _as_json = click.option("--json", "as_json", is_flag=True, help="The API's answer as it is.")
 
 
 @main.command("list")
-@click.option("--owner", shell_complete=changes.complete_owner, help="Of this owner only.")
+@click.option("--owner", shell_complete=naming.complete_owner, help="Of this owner only.")
 @click.option("--port", type=click.IntRange(1, 65535), help="That listen on this port only.")
 @click.option("--protocol", type=click.Choice(changes.PROTOCOLS), help="Of this protocol only.")
 @_as_json
 @click.pass_obj
 def list_command(client: Client, owner: str | None, port: int | None, protocol: str | None, as_json: bool) -> None:
-    """List the mappings of all owners, with the connections that they have accepted.
+    """List the mappings of all owners: state, connections accepted, connections a second, age.
+
+    Connections are counted as long as a mapping leads to the same target, across restarts of the daemon; age is since
+    the mapping came or changed, as far as this run of the daemon knows. Where a terminal is too narrow, columns are
+    shortened and then left out.
 
     \b
     Examples:
@@ -119,28 +143,33 @@ def list_command(client: Client, owner: str | None, port: int | None, protocol: 
     if as_json:
         _print_json(found)
         return
-    _print(printing.mappings(found["mappings"], datetime.now(UTC)))
+    _print(printing.mappings(found["mappings"], datetime.now(UTC), _width()))
 
 
 @main.command()
-@click.argument("owner", shell_complete=changes.complete_owner)
+@click.argument("which", metavar="MAPPING", shell_complete=naming.complete_mapping)
 @_as_json
 @click.pass_obj
-def show(client: Client, owner: str, as_json: bool) -> None:
-    """Show one owner and its mappings.
+def show(client: Client, which: str, as_json: bool) -> None:
+    """Show all that is known of a mapping, by its name or what it listens on, or an owner and its mappings.
 
     \b
     Examples:
-      nfportctl show api:nfportctl      # what was added by hand
+      nfportctl show web                # the mappings of this name
+      nfportctl show 8080               # what listens on this port; 53/udp, 192.0.2.1:8080: on just that
+      nfportctl show api:nfportctl      # an owner: what was added by hand
       nfportctl show file:web.yaml      # what /etc/nfportd.d/web.yaml asks for
     """
-    found = client.owner(owner)
-    if found is None:
-        raise changes.nothing_of(owner)
+    found = client.owner(which) or naming.called(client, which)
     if as_json:
         _print_json(found)
+    elif "owner" in found:
+        found["mappings"] = client.get("/v1/mappings", owner=which, counters=True)["mappings"]
+        _print(printing.owner(found, datetime.now(UTC), _width()))
     else:
-        _print(printing.owner(found, datetime.now(UTC)))
+        minutes = client.get("/v1/traffic")["minutes"]
+        for mapping in found["mappings"]:
+            _print(printing.details(mapping, minutes, datetime.now(UTC)))
 
 
 @main.command()
@@ -181,32 +210,39 @@ def status(client: Client, as_json: bool) -> None:
         _print(printing.status(found, datetime.now(UTC)))
     intact = found["table"] == "intact" and not found["repairs"]["fight"]
     intact = intact and not any(each["certain"] for each in found["forwarding"])
-    if not intact or found["conflicts"] or found["refused"] or any(found["files"].values()):
+    waits = found["conflicts"] or found["refused"] or found.get("port_in_use")
+    if not intact or waits or any(found["files"].values()):
         sys.exit(EXIT_WRONG)
 
 
 @main.command()
 @click.option("--since", type=click.IntRange(0), help="Begin after this event; 0: with the oldest that is known.")
+@click.option("--last", type=click.IntRange(1, 1000), help="Print so many that happened last, and end.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, as the API sends them.")
 @click.pass_obj
-def events(client: Client, since: int | None, as_json: bool) -> None:
+def events(client: Client, since: int | None, last: int | None, as_json: bool) -> None:
     """Follow what happens, until interrupted.
 
     \b
     Examples:
       nfportctl events --since 0        # begin with the oldest that is known
+      nfportctl events --last 20        # what happened lately
       nfportctl events --json | jq -r 'select(.kind == "conflict") | .key'
 
     Exit status: 0 after ctrl-C, 3 when the daemon ends the stream.
     """
-    last: Json = {}
+    if last and since is not None:
+        raise click.UsageError("--last ends with what is known now, --since goes on; say one of them")
+    latest: Json = {}
     try:
-        for line in client.events(since):
-            last = json.loads(line)
-            click.echo(line if as_json else printing.event(last))
+        for line in client.events(since, last):
+            latest = json.loads(line)
+            click.echo(line if as_json else printing.event(latest))
     except KeyboardInterrupt:
         return
-    again = f"; go on with --since {last['seq']}" if last else ""
+    if last:
+        return
+    again = f"; go on with --since {latest['seq']}" if latest else ""
     raise NotReachable(f"{client.path}: the daemon ended the stream{again}")
 
 
@@ -229,7 +265,7 @@ def reload(client: Client, as_json: bool) -> None:
     elif not errors:
         click.echo("all drop-ins read again: no errors")
     for error in [] if as_json else errors:
-        click.echo(printing.printable(error), err=True)
+        click.echo(columns.printable(error), err=True)
     if errors:
         sys.exit(EXIT_WRONG)
 
@@ -266,7 +302,7 @@ def oci_hook_command(client: Client) -> None:
     except NfportdError as error:
         # Some runtimes (crun) show nobody what a hook prints.
         syslog.openlog("nfportctl", facility=syslog.LOG_DAEMON)
-        syslog.syslog(syslog.LOG_ERR, printing.printable(f"oci-hook: {error}"))
+        syslog.syslog(syslog.LOG_ERR, columns.printable(f"oci-hook: {error}"))
         raise
 
 

@@ -25,7 +25,12 @@ TIMEOUT = 30.0
 #: How often a read-modify-write begins anew when others change the owner meanwhile.
 ATTEMPTS = 20
 #: What an owner's answer says of its mappings beyond what was asked for.
-_STATE = ("state", "reason", "conflicts", "connections", "owner", "since")
+_STATE = frozenset(
+    (
+        *("state", "reason", "conflicts", "process", "unreached", "owner", "since", "changed"),
+        *("connections", "rate", "loopback6"),
+    )
+)
 _NO_ERROR = 400
 
 
@@ -130,13 +135,14 @@ class Client:
                 if problem.name != "precondition-failed" or not attempts:
                     raise
 
-    def events(self, since: int | None = None) -> Iterator[str]:
-        """Events, each as a line of JSON, as they happen; ends when the daemon ends the stream."""
+    def events(self, since: int | None = None, last: int | None = None) -> Iterator[str]:
+        """Events, each as a line of JSON, as they happen; ends when the daemon ends the stream. `last`: so many that
+        happened last, and no more."""
         connection = _Connection(self.path, self._timeout)
         try:
             self._connect(connection)
             sock = connection.sock
-            connection.request("GET", _with("/v1/events", {"since": since}))
+            connection.request("GET", _with("/v1/events", {"since": since, "last": last}))
             answer = connection.getresponse()
             if answer.status >= _NO_ERROR:
                 raise Problem(answer.status, _object(answer.read(), self.path))

@@ -23,17 +23,19 @@ from pathlib import Path
 
 from aiohttp import web
 
-from nfportd import trust, unit
+from nfportd import loopback, trust, unit
 from nfportd.access import Access
 from nfportd.api import openapi
 from nfportd.api.routes import Routes, Services
 from nfportd.api.server import Server, application
 from nfportd.api.views import Views
+from nfportd.counts import Counts
 from nfportd.desired import Claim
 from nfportd.enforcer import Kernel
 from nfportd.errors import NotPossible
 from nfportd.kernel import only_one
 from nfportd.kernel.conntrack import Conntrack
+from nfportd.kernel.counters import Counters
 from nfportd.kernel.host import Host
 from nfportd.kernel.network import NetworkWatch
 from nfportd.kernel.nft import Nft
@@ -152,7 +154,10 @@ async def _work(
     """Serve until a signal ends it; the signal."""
     register = Register()
     dropins = DropIns(paths.dropins, paths.run_dir / "last-good")
-    service = Service(register, kernel, nft, dropins)
+    counters = Counters()
+    service = Service(
+        register, kernel, nft, dropins, Counts(counters.read, lambda found: loopback.folded(found, register.desired))
+    )
     reconciler = service.reconciler = Reconciler(register, kernel, store, service.notices)
     opener = OpenForward() if settings.open_forward == "firewalld" else None
     obstacles = service.obstacles = Obstacles(Nft(), reconciler, kernel.monitor.stirred, opener)
@@ -170,6 +175,7 @@ async def _work(
         asyncio.create_task(source.read_again(), name="unread files"),
         asyncio.create_task(unit.tell_status(service.notices.changed, service.summary), name="status"),
         asyncio.create_task(obstacles.run(), name="obstacles"),
+        asyncio.create_task(_count(source, service.counts), name="connections"),
         asyncio.create_task(_live(source, reconciler), name="watchdog"),
     ]
     done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -179,10 +185,17 @@ async def _work(
         task.cancel()
     await asyncio.gather(*rest, return_exceptions=True)
     obstacles.close()
+    counters.close()
     for task in done:
         # Only the wait for a signal ends without an error.
         task.result()
     return end.result()
+
+
+async def _count(source: _Source, counts: Counts) -> None:
+    # A start has better things to do.
+    await source.ready.wait()
+    await counts.run()
 
 
 async def _live(source: _Source, reconciler: Reconciler) -> None:
@@ -202,7 +215,7 @@ def _application(reconciler: Reconciler, service: Service, source: _Source, sett
         views=Views(reconciler),
         access=access,
         events=service.events,
-        counters=service.counters,
+        traffic=service.counts,
         status=service.status,
         drift=service.drift,
         reload=source.reload,

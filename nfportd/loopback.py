@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping as AbstractMapping
 from typing import Literal
 
-from nfportd.desired import LOOPBACK, Claim, Desired, Slot, key_of, slots
+from nfportd import traffic
+from nfportd.desired import LOOPBACK, Claim, Desired
 from nfportd.model import Key, Protocol
 from nfportd.topology import Topology, Unreached
+from nfportd.traffic import Packed, unpacked
 
 Way = Literal["kernel", "relay", "no"]
 
@@ -35,12 +37,12 @@ def _way(claim: Claim, protocol: Protocol, desired: Desired, topology: Topology)
     return "relay" if desired.detour(key) else "no"
 
 
-def folded(counters: AbstractMapping[Slot, int], desired: Desired) -> dict[Slot, int]:
-    """Connections by element, with those to the relay counted where they would be without it."""
-    found = dict(counters)
-    for slot in counters if desired.relay else ():
-        key = key_of(slot)
+def folded(connections: AbstractMapping[Packed, int], desired: Desired) -> dict[Packed, int]:
+    """Connections by key, with those to the relay counted where they would be without it."""
+    found = dict(connections)
+    for packed in connections if desired.relay else ():
+        key = unpacked(packed)
         if key and key.address == LOOPBACK and not desired.holder(key):
-            wildcard = slots(key._replace(address=None))[0]
-            found[wildcard] = found.get(wildcard, 0) + found.pop(slot)
+            wildcard = traffic.packed(key._replace(address=None))
+            found[wildcard] = found.get(wildcard, 0) + found.pop(packed)
     return found

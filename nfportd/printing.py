@@ -6,25 +6,43 @@ them are ours alone (who prints takes them out where there is no terminal), text
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping as AbstractMapping
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
+from nfportd import columns
 from nfportd.client import Json, Problem
+from nfportd.columns import Column, chart, coloured, count, printable
 
-_COLOURS = {"bold": "1", "red": "31", "green": "32", "yellow": "33"}
-_STATES = {"active": "green", "conflict": "yellow", "refused": "red", "port-in-use": "red"}
+#: The API's states in words; the colour of each word.
+_WORDS = {
+    "active": "in force",
+    "conflict": "waiting: conflict",
+    "port-in-use": "waiting: port in use",
+    "refused": "refused",
+    "drift": "changed by others",
+}
+_NO_ROUTE = "waiting: no route"
+_STATES = {
+    "in force": "green",
+    "waiting: conflict": "yellow",
+    "waiting: port in use": "red",
+    _NO_ROUTE: "yellow",
+    "refused": "red",
+    "changed by others": "red",
+}
 _KINDS = {"added": "green", "removed": "yellow", "conflict": "yellow", "refused": "red", "lost": "red"}
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60))
-
-
-def coloured(text: str, colour: str | None) -> str:
-    """Text between escapes for a terminal."""
-    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if colour else text
-
-
-def printable(value: object) -> str:
-    """What others wrote, without anything that a terminal would obey (a process may call itself what it likes)."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
+_MAPPINGS = (
+    Column("LISTEN"),
+    Column("TARGET", least=14),
+    Column("NAME", least=8, leaves=4),
+    Column("OWNER", least=10, leaves=2),
+    Column("STATE"),
+    Column("[::1]", leaves=1),
+    Column("CONNS", number=True),
+    Column("/S", number=True),
+    Column("AGE", number=True, leaves=3),
+)
 
 
 def age(since: str | None, now: datetime) -> str:
@@ -38,76 +56,150 @@ def age(since: str | None, now: datetime) -> str:
     return f"{max(seconds, 0)}s"
 
 
-def table(
-    header: tuple[str, ...], rows: Iterable[tuple[str, ...]], colours: AbstractMapping[str, str]
-) -> Iterator[str]:
-    """Rows under a header, in columns; cells that are named in `colours` are coloured."""
-    cells = [header, *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    for number, row in enumerate(cells):
-        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        padded[-1] = row[-1]
-        shown = (coloured(text, "bold" if not number else colours.get(text.strip())) for text in padded)
-        yield "  ".join(shown).rstrip()
+def state(mapping: Json) -> str:
+    """Whether a mapping is in force, in words."""
+    found = str(mapping.get("state", "active"))
+    if found == "active" and mapping.get("unreached"):
+        return _NO_ROUTE
+    return _WORDS.get(found, found)
 
 
-def mappings(found: Iterable[Json], now: datetime) -> Iterator[str]:
-    """The table of mappings, and below it why some are not in force."""
-    found = sorted(found, key=_by_port)
-    header = ("LISTEN", "PROTOCOL", "TARGET", "OWNER", "NAME", "STATE", "[::1]", "CONNECTIONS", "AGE")
-    yield from table(header, (_row(each, now) for each in found), _STATES)
-    for each in found:
-        yield from not_in_force(each)
+def mappings(found: Iterable[Json], now: datetime, width: int | None = None) -> Iterator[str]:
+    """The table of mappings, and below it why some are not in force. `width`: of the terminal, if it is one."""
+    found = sorted(found, key=by_port)
+    yield from columns.table(_MAPPINGS, (_row(each, now) for each in found), _STATES, width)
+    reasons = [line for each in found for line in not_in_force(each)]
+    yield from ["", *reasons] if reasons else []
 
 
-def _by_port(mapping: Json) -> tuple[int, str, str]:
+def busiest(found: Iterable[Json], now: datetime, width: int | None = None) -> Iterator[str]:
+    """The table of mappings by connections a second."""
+    found = sorted(found, key=lambda each: (-(each.get("rate") or 0), -(each.get("connections") or 0), by_port(each)))
+    return columns.table(_MAPPINGS, (_row(each, now) for each in found), _STATES, width)
+
+
+def by_port(mapping: Json) -> tuple[int, str, str]:
+    """By this mappings are in order."""
     listen = str(mapping["listen"])
     port = listen.rpartition(":")[2].partition("-")[0]
     return int(port) if port.isdecimal() else 0, listen, str(mapping["protocol"])
 
 
 def _row(mapping: Json, now: datetime) -> tuple[str, ...]:
-    connections = mapping.get("connections")
     return (
-        str(mapping["listen"]),
-        _listed(mapping["protocol"]),
-        _listed(mapping["targets"]),
-        str(mapping.get("owner", "-")),
+        way(mapping),
+        " ".join(mapping["targets"]),
         str(mapping.get("name") or "-"),
-        str(mapping["state"]),
+        str(mapping.get("owner", "-")),
+        state(mapping),
         str(mapping.get("loopback6", "-")),
-        "-" if connections is None else str(connections),
-        age(mapping.get("since"), now),
+        count(mapping.get("connections")),
+        columns.rate(mapping.get("rate")),
+        age(mapping.get("changed") or mapping.get("since"), now),
     )
 
 
+def way(mapping: Json) -> str:
+    """What a mapping listens on: `8080/tcp`."""
+    return f"{mapping['listen']}/{_listed(mapping['protocol'])}"
+
+
 def _listed(value: object) -> str:
+    if value is True:
+        return "yes"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def titled(mapping: Json) -> str:
     """A mapping in a sentence."""
     name = f'"{mapping["name"]}" ' if mapping.get("name") else ""
-    way = f"{mapping['listen']}/{_listed(mapping['protocol'])} to {_listed(mapping['targets'])}"
-    return printable(f"{name}{way}")
+    return printable(f"{name}{way(mapping)} to {_listed(mapping['targets'])}")
 
 
 def not_in_force(mapping: Json) -> Iterator[str]:
     """Why a mapping is not in force, or not wholly; nothing where it is."""
-    state = mapping.get("state", "active")
-    if state == "active":
-        return
+    found = state(mapping)
     owner = f" ({mapping['owner']})" if mapping.get("owner") else ""
-    title = f"{titled(mapping)}{printable(owner)}"
+    for reason in why_not(mapping):
+        yield coloured(f"{found}: {titled(mapping)}{printable(owner)}: {reason}", _STATES.get(found))
+
+
+def why_not(mapping: Json) -> Iterator[str]:
+    """Why a mapping is not in force, without its name."""
     conflicts: list[Json] = mapping.get("conflicts") or []
-    if not conflicts:
-        yield coloured(f"{state}: {title}: {printable(mapping.get('reason') or 'no reason given')}", _STATES.get(state))
     for each in conflicts:
-        holder = f"{each['key']} is held by {each['owner']} since {each['since']}"
-        yield coloured(f"{state}: {title}: {printable(holder)}", _STATES.get(state))
+        yield printable(f"{each['key']} is held by {each['owner']} since {_local(each['since'])}")
+    if mapping.get("state", "active") != "active" and not conflicts:
+        yield printable(mapping.get("reason") or "no reason given")
+    for address in mapping.get("unreached") or ():
+        yield printable(f"no route leads to {address}")
 
 
-def owner(found: Json, now: datetime) -> Iterator[str]:
+def details(mapping: Json, minutes: Sequence[Json], now: datetime) -> Iterator[str]:
+    """All that is known of one mapping."""
+    found = state(mapping)
+    yield coloured(printable(mapping.get("name") or way(mapping)), "bold")
+    since = mapping.get("changed") or mapping["since"]
+    lines = [
+        ("state", coloured(found, _STATES.get(found))),
+        *(("", reason) for reason in why_not(mapping)),
+        ("listens on", printable(way(mapping)) + _where(str(mapping["listen"]))),
+        *((("on [::1]", _LOOPBACK[mapping["loopback6"]]),) if mapping.get("loopback6") in _LOOPBACK else ()),
+        ("leads to", printable(" ".join(mapping["targets"]))),
+        ("owner", printable(f"{mapping['owner']}, for {age(mapping['since'], now)}")),
+        ("as it is", f"for {age(since, now)} ({_local(since)})"),
+        (
+            "connections",
+            f"{count(mapping.get('connections'))} to this target, {columns.rate(mapping.get('rate'))} a second",
+        ),
+        *(("last hour", each) for each in _hour(_of(mapping, minutes))),
+        *((key.replace("_", " "), printable(_listed(mapping[key]))) for key in _OPTIONS if _unusual(mapping, key)),
+    ]
+    for title, text in lines:
+        yield f"  {title.ljust(13)}{text}".rstrip()
+
+
+#: By which way connections of this host to [::1] get there.
+_LOOPBACK = {"kernel": "by the kernel", "relay": "by the relay", "no": "not served"}
+
+
+def _where(listen: str) -> str:
+    return "" if ":" in listen else ", on every address of this host"
+
+
+#: Keys that are shown where they are not as usual.
+_USUAL = {"masquerade": "auto", "on_change": "keep"}
+_OPTIONS = ("masquerade", "on_change", "sources", "shadow_listener", "reserve", "isolate", "comment")
+
+
+def _unusual(mapping: Json, key: str) -> bool:
+    return bool(mapping.get(key)) and mapping[key] != _USUAL.get(key)
+
+
+def _of(mapping: Json, minutes: Sequence[Json]) -> list[int]:
+    """A mapping's connections in each minute."""
+    who = [mapping[key] for key in ("owner", "listen", "protocol")]
+    return [
+        sum(
+            each["connections"]
+            for each in minute["busiest"]
+            if [each[k] for k in ("owner", "listen", "protocol")] == who
+        )
+        for minute in minutes
+    ]
+
+
+def _hour(connections: Sequence[int]) -> Iterator[str]:
+    if connections:
+        most = max(connections)
+        yield f"{chart(connections)}  {sum(connections):,}, at most {most:,} a minute"
+
+
+def _local(time: str) -> str:
+    return datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def owner(found: Json, now: datetime, width: int | None = None) -> Iterator[str]:
     """One owner and its mappings."""
     yield f"{coloured(printable(found['owner']), 'bold')} ({found['source']}), for {age(found['since'], now)}"
     if found["source"] == "api":
@@ -120,7 +212,10 @@ def owner(found: Json, now: datetime) -> Iterator[str]:
         if found.get(name):
             yield f"  kept {text} {printable(found[name])}"
     yield ""
-    yield from mappings(found["mappings"], now)
+    yield from mappings(found["mappings"], now, width)
+
+
+_OWNERS = tuple(map(Column, ("OWNER", "SOURCE", "MAPPINGS", "PERSISTENT", "EXPIRES", "AGE")))
 
 
 def owners(found: Iterable[Json], now: datetime) -> Iterator[str]:
@@ -136,29 +231,55 @@ def owners(found: Iterable[Json], now: datetime) -> Iterator[str]:
         )
         for each in found
     )
-    return table(("OWNER", "SOURCE", "MAPPINGS", "PERSISTENT", "EXPIRES", "AGE"), rows, {})
+    return columns.table(_OWNERS, rows, {})
 
 
 def status(found: Json, now: datetime) -> Iterator[str]:
     """What the daemon is, holds and misses."""
-    yield f"nfportd {found['version']}, pid {found['pid']}, for {age(found['since'], now)}"
-    yield f"{found['mappings']} mappings of {found['owners']} owners"
-    elements = ", ".join(f"{name} {count}" for name, count in found["elements"].items() if count)
-    yield f"elements: {elements or 'none'}"
-    count, last = found["repairs"]["count"], found["repairs"]["last"]
-    yield f"repairs: {count}, the last: {printable(last)}" if count else "repairs: none"
-    yield "features: " + ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in found["features"].items())
-    yield from troubles(found)
+    yield coloured(f"nfportd {found['version']}, pid {found['pid']}, for {age(found['since'], now)}", "bold")
+    owned = "no other program can change it" if found["features"]["owner_persist"] else "changes by others are undone"
+    repairs, elements = found["repairs"], found["elements"].items()
+    times = "once" if repairs["count"] == 1 else f"{repairs['count']:,} times"
+    lines = {
+        "table": f"{found['table']}; {owned}",
+        "mappings": f"{found['mappings']:,} of {_counted(found['owners'], 'owner')}; {_standing(found)}",
+        "elements": ", ".join(f"{name} {number:,}" for name, number in elements if number) or "none",
+        "connections": _recent(found.get("connections") or {}),
+        "repairs": f"{times}, the last: {printable(repairs['last'])}" if repairs["count"] else "none",
+        "parameters": f"{', '.join(map(printable, found['sysctls']))}; taken back at a stop"
+        if found["sysctls"]
+        else "",
+    }
+    yield from (f"  {title.ljust(13)}{text}" for title, text in lines.items() if text)
+    told = list(troubles(found))
+    yield from ["", *told] if told else []
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _standing(found: Json) -> str:
+    """How many mappings are not in force, by why."""
+    kinds = {"conflicts": "waiting: conflict", "port_in_use": "waiting: port in use", "refused": "refused"}
+    told = [f"{len(found[kind])} {text}" for kind, text in kinds.items() if found.get(kind)]
+    return ", ".join(told) or "all in force"
+
+
+def _recent(found: Json) -> str:
+    if found.get("rate") is None:
+        return "not counted yet"
+    return f"{columns.rate(found['rate'])} a second, {found['last_hour']:,} in the last hour"
 
 
 def troubles(found: Json) -> Iterator[str]:
-    """What in a status keeps something from being in force, and what the host lacks."""
+    """What in a status keeps something from being in force."""
     if found["table"] != "intact":
         yield coloured(f"table inet nfportd is {found['table']} and is about to be repaired", "red")
     if found["repairs"]["fight"]:
         text = f"another program undoes again and again what nfportd repairs: {printable(found['repairs']['last'])}"
         yield coloured(text, "red")
-    for each in (*found["conflicts"], *found["refused"]):
+    for each in (*found["conflicts"], *found.get("port_in_use", ()), *found["refused"]):
         yield from not_in_force(each)
     for errors in found["files"].values():
         yield from (coloured(printable(error), "red") for error in errors)
@@ -166,8 +287,6 @@ def troubles(found: Json) -> Iterator[str]:
         yield coloured(f"no route leads to target {printable(address)}; connections to it fail", "yellow")
     for each in found["forwarding"]:
         yield from _stopped(each)
-    for sysctl in found["sysctls"]:
-        yield f"sysctl: {printable(sysctl)}"
 
 
 def _stopped(found: Json) -> Iterator[str]:
@@ -181,7 +300,7 @@ def _stopped(found: Json) -> Iterator[str]:
 
 def event(found: Json) -> str:
     """One event as a line: local time, kind, owner, what."""
-    when = datetime.fromisoformat(found["time"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    when = _local(found["time"])
     key, target = found.get("key"), found.get("target")
     what = f"{key} to {target}" if key and target else key or target or ""
     told = "  ".join(printable(text) for text in (found["owner"], what, found.get("detail")) if text)

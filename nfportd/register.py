@@ -6,11 +6,11 @@ undone, and the desired state is as if it had never come.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping as AbstractMapping
+from collections.abc import Callable, Iterable, Mapping as AbstractMapping, Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from nfportd.desired import RECOVERED, Claim, Desired, Touched
-from nfportd.model import Blocker, Key
+from nfportd.model import Blocker, Key, Mapping
 from nfportd.wishes import Content, Held, KeyTaken, PortInUse, PreconditionFailed, Waiting, Wish
 
 #: Tells which of some keys local processes listen on, with the address and, where known, the process.
@@ -47,8 +47,9 @@ class Register:
         for owner, content in wish.owners.items():
             old = self.held[owner].content.mappings.keys() if owner in self.held else set()
             new = content.mappings.keys() if content else set()
-            added, removed = added + len(new - old), removed + len(old - new)
-            self._enter(owner, content, wish.since.get(owner, now), touched)
+            fresh = new - old
+            added, removed = added + len(fresh), removed + len(old - new)
+            self._enter(owner, content, wish.since.get(owner, now), touched, fresh)
         change = Change(before, touched, added, removed)
         try:
             if wish.promised:
@@ -83,14 +84,25 @@ class Register:
             if (etag or "") not in wanted and not ("*" in wanted and etag):
                 raise PreconditionFailed(owner, etag)
 
-    def _enter(self, owner: str, content: Content | None, now: float, touched: Touched) -> None:
+    def _enter(
+        self,
+        owner: str,
+        content: Content | None,
+        now: float,
+        touched: Touched,
+        fresh: AbstractSet[Mapping] = frozenset(),
+    ) -> None:
         for key, holder in self.desired.replace(owner, content.mappings if content else {}).items():
             # The first holder of a key is the one that the kernel knows.
             touched.setdefault(key, holder)
-        if content:
-            self.held[owner] = Held(content, self.held[owner].since if owner in self.held else now)
-        else:
+        before = self.held.get(owner)
+        if content is None:
             self.held.pop(owner, None)
+        elif before is None:
+            self.held[owner] = Held(content, now)
+        else:
+            later = {mapping: then for mapping, then in before.later.items() if mapping in content.mappings}
+            self.held[owner] = Held(content, before.since, later | dict.fromkeys(fresh, now))
 
     def _promise(self, wish: Wish, touched: Touched) -> None:
         for key, before in touched.items():

@@ -68,6 +68,7 @@ table inet $table {$flags
 
   # A listen address of its own goes before the wildcard; dnat ends the chain. The bit says here what postrouting
   # cannot know any more: in meta mark `always`, in ct mark `never`.
+  # Without `meta nfproto` a packet of the other family would not be translated but counted.
   chain dispatch {
     ip daddr . meta l4proto . th dport @always_addr4 meta mark set meta mark | $bit
     ip daddr . meta l4proto . th dport @never_addr4 ct mark set ct mark | $bit
@@ -77,10 +78,10 @@ table inet $table {$flags
     dnat ip6 addr . port to ip6 daddr . meta l4proto . th dport map @addr6
     meta nfproto ipv4 meta l4proto . th dport @always_any4 meta mark set meta mark | $bit
     meta nfproto ipv4 meta l4proto . th dport @never_any4 ct mark set ct mark | $bit
-    dnat ip addr . port to meta l4proto . th dport map @any4
+    meta nfproto ipv4 dnat ip addr . port to meta l4proto . th dport map @any4
     meta nfproto ipv6 meta l4proto . th dport @always_any6 meta mark set meta mark | $bit
     meta nfproto ipv6 meta l4proto . th dport @never_any6 ct mark set ct mark | $bit
-    dnat ip6 addr . port to meta l4proto . th dport map @any6
+    meta nfproto ipv6 dnat ip6 addr . port to meta l4proto . th dport map @any6
   }
 
   # Before dstnat, while the destination is the listen address. The host's own connections take the output hook.

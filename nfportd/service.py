@@ -16,7 +16,8 @@ from collections import Counter
 from collections.abc import Mapping as AbstractMapping
 from typing import Any
 
-from nfportd import desired, loopback
+from nfportd import desired
+from nfportd.counts import Counts
 from nfportd.desired import Absent, Claim, Parts, Slot
 from nfportd.enforcer import Kernel
 from nfportd.errors import NfportdError
@@ -31,6 +32,7 @@ from nfportd.reconciler import Reconciler
 from nfportd.register import Register
 from nfportd.shared import Shared
 from nfportd.sources.dropins import DropIns
+from nfportd.traffic import Traffic, packed
 from nfportd.wishes import Content, Wish, rfc3339
 
 _log = logging.getLogger(__name__)
@@ -39,9 +41,10 @@ _log = logging.getLogger(__name__)
 class Service:
     """A running daemon, as its API sees it."""
 
-    def __init__(self, register: Register, kernel: Kernel, nft: Nft, dropins: DropIns) -> None:
+    def __init__(self, register: Register, kernel: Kernel, nft: Nft, dropins: DropIns, counts: Counts) -> None:
         self.register = register
         self.events = Events()
+        self.counts = counts
         self._relay = kernel.relay
         self.metrics = Metrics(
             Readings(
@@ -59,7 +62,6 @@ class Service:
         self._table, self._monitor = kernel.table, kernel.monitor
         self._host = kernel.host
         self._state = Shared(kernel.table.state)
-        self._listing = Shared(nft.list_table)
         self._terse_listing = Shared(lambda: nft.list_table(whole=False))
         self._dropins = dropins
         self._lifetimes = Lifetimes(self._ended)
@@ -95,11 +97,6 @@ class Service:
     async def _remove(self, owner: str) -> None:
         assert self.reconciler
         await self.reconciler.fulfil(Wish(owners={owner: None}, promised=True))
-
-    async def counters(self) -> AbstractMapping[Slot, int]:
-        """Connections accepted by each element. Lists the table: a second and a half for 65,000 elements."""
-        found = await self._listing()
-        return loopback.folded(found.counters, self.register.desired) if found else {}
 
     async def drift(self, owner: str) -> AbstractMapping[Mapping, str]:
         """The owner's mappings that the kernel has not as we left them, and why; costs as much as their keys."""
@@ -149,11 +146,17 @@ class Service:
             "mappings": self.register.desired.count(),
             "owners": len(self.register.held),
             "elements": self._by_set(),
+            "connections": self._recent(),
             "files": {name: list(map(str, problems)) for name, problems in self._dropins.problems.items()},
             "unreached": sorted(self.reconciler.enforcer.unreached) if self.reconciler else [],
             "forwarding": [found._asdict() for found in await self.obstacles.look()] if self.obstacles else [],
             "sysctls": self._host.managed(),
         }
+
+    def _recent(self) -> dict[str, Any]:
+        """How many connections there were lately, by what was read last."""
+        traffic = self.counts.traffic
+        return {"rate": traffic.rate, "last_hour": traffic.lately}
 
     def summary(self) -> str:
         """The state in one line."""
@@ -164,21 +167,22 @@ class Service:
 
     async def render(self) -> bytes:
         """The metrics, with connections counted by the kernel where there are few enough mappings."""
-        found = await (self._listing() if len(self.register.desired) <= _COUNTED else self._terse_listing())
+        found = await self._terse_listing()
         if found:
             self.metrics.blocked(found.blocked)
             self.metrics.bypassed(found.bypassed)
-            self.metrics.connections(self._connections(found.counters) if found.counters else None)
+        few = len(self.register.desired) <= _COUNTED
+        self.metrics.connections(self._connections(await self.counts.now()) if few else None)
         self.metrics.reload_errors({name: len(found) for name, found in self._dropins.problems.items()})
         return self.metrics.render()
 
-    def _connections(self, counters: AbstractMapping[Slot, int]) -> list[Connections]:
+    def _connections(self, traffic: Traffic) -> list[Connections]:
         found = []
-        for slot, count in loopback.folded(counters, self.register.desired).items():
+        for slot in desired.all_slots({name: self._table.elements.get(name, {}) for name in _MAPS}):
             key = desired.key_of(slot)
             holder = key and self.register.desired.holder(key)
             if key and holder:
-                name = holder.mapping.name or str(holder.mapping.listen)
+                name, count = holder.mapping.name or str(holder.mapping.listen), traffic.connections(packed(key))
                 found.append(Connections(holder.owner, name, str(key.protocol), key.family, key.port, count))
         return found
 

@@ -47,10 +47,14 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A content in force, and since when (seconds since the epoch) its owner has had any."""
+    """A content in force, and since when (seconds since the epoch) its owner has had any.
+
+    `later`: the mappings that came, or became what they are, after that, and when.
+    """
 
     content: Content
     since: float
+    later: AbstractMapping[Mapping, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -142,7 +142,10 @@ class MappingState:
     reason: str | None = None
     conflicts: list[Conflict] = Field(default_factory=list)
     process: Process | None = None
+    unreached: list[str] = Field(default_factory=list)
+    changed: str | None = None
     connections: int | None = None
+    rate: float | None = None
 
 
 @validated(frozen=True, slots=True, kw_only=True)
@@ -194,9 +197,41 @@ class Owners:
 
 @validated(frozen=True, slots=True, kw_only=True)
 class Mappings:
-    """Mappings by owner."""
+    """Mappings by owner; with counters, or the busiest: how many there are of all, and of all together the connections
+    a second, which are counted over `rate_seconds`."""
 
     mappings: list[MappingState]
+    total: int | None = None
+    rate: float | None = None
+    rate_seconds: float | None = None
+
+
+@validated(frozen=True, slots=True, kw_only=True)
+class Share:
+    """How many of a minute's connections a mapping had."""
+
+    owner: str
+    name: str | None
+    listen: str
+    protocol: list[str]
+    connections: int
+
+
+@validated(frozen=True, slots=True, kw_only=True)
+class Minute:
+    """The connections of about a minute, and of its busiest mappings."""
+
+    began: str
+    seconds: float
+    connections: int
+    busiest: list[Share]
+
+
+@validated(frozen=True, slots=True, kw_only=True)
+class Minutes:
+    """The minutes of the last hour, the oldest first; the one that runs is not among them."""
+
+    minutes: list[Minute]
 
 
 @validated(frozen=True, slots=True, kw_only=True)

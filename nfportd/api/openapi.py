@@ -60,11 +60,15 @@ _RESOURCES = (
     _Resource(
         "get", "/v1/mappings", "List mappings",
         (
-            _query("owner", "Of this owner."), _query("port", "That listen on this port.", {"type": "integer"}),
+            _query("owner", "Of this owner."), _query("name", "Of this name."),
+            _query("port", "That listen on this port.", {"type": "integer", "minimum": 1, "maximum": 65535}),
             _query("protocol", "That take this protocol."), _query("counters", "With connections counted.", _BOOLEAN),
+            _query("busiest", "So many of all, those with the most connections lately first.",
+                   {"type": "integer", "minimum": 1, "maximum": 1000}),
         ),
         answer=bodies.Mappings,
     ),
+    _Resource("get", "/v1/traffic", "The connections of the last hour, minute by minute", answer=bodies.Minutes),
     _Resource(
         "post", "/v1/transactions", "Change several owners at once, all or none", (_DRY,),
         bodies.TransactionBody, bodies.Changed,
@@ -75,7 +79,12 @@ _RESOURCES = (
     _Resource("get", "/v1/status", "The daemon's state", answer=dict[str, Any]),
     _Resource(
         "get", "/v1/events", "Follow what happens, a line of JSON each",
-        (_query("since", "After this number.", {"type": "integer", "minimum": 0}),), media="application/x-ndjson",
+        (
+            _query("since", "After this number.", {"type": "integer", "minimum": 0}),
+            _query("last", "So many that happened last, and no more.",
+                   {"type": "integer", "minimum": 1, "maximum": 1000}),
+        ),
+        media="application/x-ndjson",
     ),
     _Resource("get", "/metrics", "Prometheus' exposition", media="text/plain"),
     _Resource("get", "/openapi.json", "This description", answer=dict[str, Any]),

@@ -25,6 +25,7 @@ from nfportd.api.bodies import (
     GcBody,
     Mappings,
     MappingState,
+    Minutes,
     Owner,
     OwnerBody,
     OwnerName,
@@ -36,7 +37,8 @@ from nfportd.api.bodies import (
 from nfportd.api.door import Connection
 from nfportd.api.problems import problem
 from nfportd.api.server import CALLER, LIMITS, Refused, body
-from nfportd.api.views import Counters, Views
+from nfportd.api.views import Views, Wanted
+from nfportd.counts import Counts
 from nfportd.events import Events
 from nfportd.limits import Kind
 from nfportd.messages import Message, about
@@ -51,6 +53,9 @@ _log = logging.getLogger(__name__)
 #: Where /v1/status lists mappings that are not in force, by their state.
 _LISTS = {"conflict": "conflicts", "refused": "refused", "port-in-use": "port_in_use", "active": "active"}
 
+#: What is asked for by number is read by people.
+_MOST_BUSIEST, _MOST_EVENTS = 1_000, 1_000
+
 #: Seconds for which one event waits for a slow reader, before the connection ends.
 _PATIENCE = 30.0
 
@@ -63,7 +68,7 @@ class Services:
     views: Views
     access: Access
     events: Events
-    counters: Callable[[], Awaitable[Counters]]
+    traffic: Counts
     status: Callable[[], Awaitable[dict[str, Any]]]
     drift: Callable[[str], Awaitable[AbstractMapping[Mapping, str]]]
     reload: Callable[[], Awaitable[list[str]]]
@@ -107,6 +112,7 @@ class Routes:
             web.put("/v1/owners/{owner:.+}", self.put),
             web.delete("/v1/owners/{owner:.+}", self.delete),
             web.get("/v1/mappings", self.mappings),
+            web.get("/v1/traffic", self.traffic),
             web.post("/v1/transactions", self.transact),
             web.post("/v1/check", self.check),
             web.post("/v1/gc", self.gc),
@@ -233,14 +239,26 @@ class Routes:
     @_in_turn
     async def mappings(self, request: web.Request) -> web.Response:
         """List mappings."""
-        query = _query(request, "owner", "port", "protocol", "counters")
-        port = query.get("port")
-        if port is not None and not (port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65536):
-            return problem("invalid", f"port={port[:20]} is not a port; ports are 1 to 65535")
-        counters = await self._at.counters() if _flag(query, "counters") else None
-        number = int(port) if port else None
-        found = self._at.views.mappings(query.get("owner"), number, query.get("protocol"), counters)
-        return json(Mappings, Mappings(mappings=list(found)))
+        query = _query(request, "owner", "name", "port", "protocol", "counters", "busiest")
+        port = _number(query, "port", 65535, "a port")
+        busiest = _number(query, "busiest", _MOST_BUSIEST, "a number of mappings")
+        if busiest and len(query) - ("counters" in query) > 1:
+            return problem("invalid", "busiest looks at all mappings, and goes with counters only")
+        wanted = Wanted(query.get("owner"), query.get("name"), port, query.get("protocol"))
+        if not (busiest or _flag(query, "counters")):
+            return json(Mappings, Mappings(mappings=list(self._at.views.mappings(wanted))))
+        traffic, views = await self._at.traffic.now(), self._at.views
+        found = views.busiest(busiest, traffic) if busiest else views.mappings(wanted, traffic)
+        seconds = traffic.seconds and round(traffic.seconds, 3)
+        return json(
+            Mappings, Mappings(mappings=list(found), total=views.count(), rate=traffic.rate, rate_seconds=seconds)
+        )
+
+    @_in_turn
+    async def traffic(self, request: web.Request) -> web.Response:
+        """The connections of the last hour, minute by minute."""
+        _query(request)
+        return json(Minutes, Minutes(minutes=list(self._at.views.minutes(self._at.traffic.traffic))))
 
     async def reload(self, request: web.Request) -> web.Response:
         """Read all drop-ins again."""
@@ -268,10 +286,16 @@ class Routes:
         return web.Response(body=self._at.openapi(), content_type="application/json")
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """Follow what happens, a line of JSON each."""
-        since = _query(request, "since").get("since", "")
+        """Follow what happens, a line of JSON each; or say what happened last."""
+        query = _query(request, "since", "last")
+        since = query.get("since", "")
         if since and not (since.isascii() and since.isdecimal() and len(since) <= 19):
             return problem("invalid", f"since={since[:20]} is not a sequence number")
+        if last := _number(query, "last", _MOST_EVENTS, "a number of events"):
+            if since:
+                return problem("invalid", "last ends with what is known now, since goes on; ask for one of them")
+            lines = [f"{event.json()}\n" for event in self._at.events.since(0).events[-last:]]
+            return web.Response(text="".join(lines), content_type="application/x-ndjson")
         with request.app[LIMITS].taken(Kind.FOLLOWERS, request[CALLER].uid):
             return await self._follow(request, int(since) if since else None)
 
@@ -311,6 +335,16 @@ def _flag(query: AbstractMapping[str, str], name: str) -> bool:
     if value not in ("true", "false", "1", "0"):
         raise Refused(problem("invalid", f"{name}={value[:20]!r} is neither true nor false"))
     return value in ("true", "1")
+
+
+def _number(query: AbstractMapping[str, str], name: str, most: int, what: str) -> int | None:
+    """A parameter that counts from 1, if it is there."""
+    text = query.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(most)) and 0 < int(text) <= most):
+        raise Refused(problem("invalid", f"{name}={text[:20]} is not {what}; it is 1 to {most}"))
+    return int(text)
 
 
 def _name(request: web.Request, *, recovered: bool = False) -> str:

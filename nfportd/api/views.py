@@ -6,20 +6,39 @@ the moment when it is asked for.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping as AbstractMapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from nfportd import desired as state, loopback
-from nfportd.api.bodies import Conflict, MappingState, Owner, OwnerSummary, Process
-from nfportd.desired import Claim, Slot
+from nfportd import loopback
+from nfportd.api.bodies import Conflict, MappingState, Minute, Owner, OwnerSummary, Process, Share
+from nfportd.desired import Claim
 from nfportd.model import Mapping, listens
 from nfportd.reconciler import Reconciler
+from nfportd.traffic import Packed, Traffic, packed, unpacked
 from nfportd.wishes import Held, rfc3339
 
-Counters = AbstractMapping[Slot, int]
 Drift = AbstractMapping[Mapping, str]
 _NONE: Drift = {}
+
+
+class Wanted(NamedTuple):
+    """Which mappings; None: whatever it is."""
+
+    owner: str | None = None
+    name: str | None = None
+    port: int | None = None
+    protocol: str | None = None
+
+    def takes(self, mapping: Mapping) -> bool:
+        """Whether a mapping is among them, by all but its owner."""
+        ports = mapping.listen.ports
+        return (
+            self.name in (None, mapping.name)
+            and (self.port is None or ports.first <= self.port <= ports.last)
+            and (self.protocol is None or self.protocol in mapping.protocol)
+        )
 
 
 class Views:
@@ -50,19 +69,50 @@ class Views:
             if name.startswith(prefix):
                 yield OwnerSummary(**_common(name, held), mappings=len(held.content.mappings))
 
-    def mappings(
-        self, owner: str | None, port: int | None, protocol: str | None, counters: Counters | None
-    ) -> Iterator[MappingState]:
-        """The mappings of one owner or all that listen on a port (or any) by a protocol (or any)."""
-        for name, held in sorted(self._register.held.items()):
-            if owner not in (None, name):
+    def mappings(self, wanted: Wanted, traffic: Traffic | None = None) -> Iterator[MappingState]:
+        """The mappings that are wanted, by owner."""
+        for owner, held in sorted(self._register.held.items()):
+            if wanted.owner not in (None, owner):
                 continue
             for mapping, line in held.content.mappings.items():
-                ports = mapping.listen.ports
-                if port is not None and not ports.first <= port <= ports.last:
-                    continue
-                if protocol is None or protocol in mapping.protocol:
-                    yield self._state(Claim(name, line, mapping), held, counters)
+                if wanted.takes(mapping):
+                    yield self._state(Claim(owner, line, mapping), held, traffic)
+
+    def busiest(self, most: int, traffic: Traffic) -> Iterator[MappingState]:
+        """The mappings with the most connections lately, then those with the most of all, then others."""
+        found: dict[Claim, None] = {}
+        for claim in self._by_connections(most, traffic):
+            found[claim] = None
+            if len(found) == most:
+                break
+        for claim in found:
+            if held := self._register.held.get(claim.owner):
+                yield self._state(claim, held, traffic)
+
+    def _by_connections(self, most: int, traffic: Traffic) -> Iterator[Claim]:
+        for by_key in (traffic.grown, traffic.accepted):
+            yield from (claim for claim, _ in self._shares(by_key()).most_common(most))
+        for owner, held in self._register.held.items():
+            yield from (Claim(owner, line, mapping) for mapping, line in held.content.mappings.items())
+
+    def minutes(self, traffic: Traffic) -> Iterator[Minute]:
+        """What is known of the last hour, by the mappings that hold the keys now."""
+        for minute in traffic.minutes:
+            busiest = [_share(claim, count) for claim, count in self._shares(minute.busiest).most_common()]
+            began, seconds = rfc3339(minute.began), round(minute.seconds, 1)
+            yield Minute(began=began, seconds=seconds, connections=minute.connections, busiest=busiest)
+
+    def count(self) -> int:
+        """How many mappings there are."""
+        return self._register.desired.count()
+
+    def _shares(self, by_key: AbstractMapping[Packed, int]) -> Counter[Claim]:
+        found: Counter[Claim] = Counter()
+        for each, connections in by_key.items():
+            key = unpacked(each)
+            if key and (holder := self._register.desired.holder(key)):
+                found[holder] += connections
+        return found
 
     def in_trouble(self) -> Iterator[MappingState]:
         """The mappings that are not wholly in force, whatever the reason."""
@@ -74,7 +124,7 @@ class Views:
             if held := self._register.held.get(claim.owner):
                 yield self._state(claim, held, None)
 
-    def _state(self, claim: Claim, held: Held, counters: Counters | None) -> MappingState:
+    def _state(self, claim: Claim, held: Held, traffic: Traffic | None) -> MappingState:
         mapping = claim.mapping
         conflicts = self._conflicts(claim)
         blocked, process = self._blocker(claim)
@@ -95,11 +145,20 @@ class Views:
             reason=reason,
             process=process,
             conflicts=conflicts,
-            connections=_connections(mapping, counters) if counters is not None else None,
+            unreached=[t.address for t in mapping.targets if t.address in self._reconciler.enforcer.unreached],
+            changed=rfc3339(held.later[mapping]) if mapping in held.later else None,
+            **(self._counted(claim, traffic, wholly=not conflicts) if traffic else {}),
         )
 
     def _loopback6(self, claim: Claim) -> loopback.Way:
         return loopback.way(claim, self._register.desired, self._reconciler.enforcer.topology)
+
+    def _counted(self, claim: Claim, traffic: Traffic, *, wholly: bool) -> dict[str, Any]:
+        """The connections of the keys that a claim holds, which may be all."""
+        holder = self._register.desired.holder
+        keys = [packed(key) for key, _ in claim.mapping.endpoints() if wholly or holder(key) == claim]
+        rate = round(sum(map(traffic.growth, keys)) / traffic.seconds, 3) if traffic.seconds else None
+        return {"connections": sum(map(traffic.connections, keys)), "rate": rate}
 
     def _conflicts(self, claim: Claim) -> list[Conflict]:
         # Only a drop-in waits, and few do: looking at every key of a range is left to those.
@@ -135,5 +194,9 @@ def _common(name: str, held: Held) -> dict[str, Any]:
     }
 
 
-def _connections(mapping: Mapping, counters: Counters) -> int:
-    return sum(counters.get(state.slots(key)[0], 0) for key, _ in mapping.endpoints())
+def _share(claim: Claim, connections: int) -> Share:
+    mapping = claim.mapping
+    protocol = [str(protocol) for protocol in mapping.protocol]
+    return Share(
+        owner=claim.owner, name=mapping.name, listen=str(mapping.listen), protocol=protocol, connections=connections
+    )

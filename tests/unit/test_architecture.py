@@ -18,7 +18,7 @@ ORDER = (
     ("errors", "messages", "netlink"),
     ("notation", "trust", "journal", "unit"),
     ("model",),
-    ("document",),
+    ("document", "traffic"),
     ("validation",),
     ("desired",),
     ("ruleset",),
@@ -36,7 +36,8 @@ ORDER = (
     ("kernel.bridges", "kernel.meant"),
     ("kernel.nft", "kernel.nft_rules", "kernel.conntrack", "kernel.network", "kernel.nft_monitor"),
     ("kernel.processes", "kernel.netns_paths", "kernel.listeners", "kernel.reservations", "kernel.only_one"),
-    ("kernel.host", "kernel.lifetimes", "kernel.ports"),
+    ("kernel.host", "kernel.lifetimes", "kernel.ports", "kernel.counters"),
+    ("counts",),
     ("turns",),
     ("streams", "datagrams"),
     ("relay",),
@@ -53,9 +54,10 @@ ORDER = (
     ("api.routes",),
     ("check", "daemon"),
     ("__main__",),
-    ("client",),
-    ("printing",),
-    ("changes", "oci_hook"),
+    ("client", "columns"),
+    ("printing", "naming", "report.markup", "report.style"),
+    ("changes", "oci_hook", "top", "report.health", "report.page"),
+    ("report.command",),
     ("cli",),
 )
 LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name in names}
@@ -77,6 +79,7 @@ PURE = (
         "forwarding",
         "firewalls",
     ),
+    "traffic",
 )
 IMPURE = {
     "asyncio",
@@ -106,7 +109,7 @@ def module(path: Path) -> str:
 
 
 FILES = {module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-MODULES = sorted(set(FILES) - {"nfportd", "nfportd.kernel", "nfportd.sources", "nfportd.api"})
+MODULES = sorted(set(FILES) - {"nfportd", "nfportd.kernel", "nfportd.sources", "nfportd.api", "nfportd.report"})
 
 
 def imports(name: str) -> set[str]:
@@ -170,7 +173,7 @@ def test_sources_know_no_nft_and_no_kernel(name: str) -> None:
         ("nftables", {"nfportd.kernel.nft_worker"}),
         ("asyncinotify", {"nfportd.sources.watch", "nfportd.kernel.netns_paths"}),
         ("systemd", {"nfportd.journal", "nfportd.unit"}),
-        ("click", {"nfportd.__main__", "nfportd.changes", "nfportd.cli"}),
+        ("click", {f"nfportd.{each}" for each in ("__main__", "changes", "cli", "naming", "report.command", "top")}),
         ("jeepney", {"nfportd.open_forward"}),
         ("pyroute2", {"nfportd.kernel.conntrack", "nfportd.kernel.network"}),
     ],

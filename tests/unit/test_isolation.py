@@ -153,7 +153,7 @@ def test_who_asks_for_drift_is_told_of_an_opened_target() -> None:
     )
     nft: Any = SimpleNamespace(list_table=None)
     nowhere: Any = None
-    service = Service(register, kernel, nft, nowhere)
+    service = Service(register, kernel, nft, nowhere, nowhere)
     reconciler: Any = SimpleNamespace(enforcer=SimpleNamespace(refused={}))
     service.reconciler = reconciler
 

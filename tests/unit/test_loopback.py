@@ -12,6 +12,7 @@ from nfportd import loopback
 from nfportd.desired import ABSENT, Claim, Desired, Slot
 from nfportd.model import Endpoint, Key, Mapping, Protocol
 from nfportd.topology import Link, Network, Route, Topology
+from nfportd.traffic import packed
 from tests.unit.reading import key, mapping
 
 RELAY = {Protocol.TCP: Endpoint("::1", 40001), Protocol.UDP: Endpoint("::1", 40002)}
@@ -110,6 +111,6 @@ def test_the_element_on_loopback_follows_whichever_key_is_touched(
 
 def test_connections_are_counted_where_they_would_be_without_the_relay() -> None:
     wanted, _ = host(to(BRIDGED), to(BRIDGED, "[::1]:8081"))
-    own = Slot("addr6", ("::1", "tcp", 8081))
+    anywhere, here, own = (packed(each) for each in (key(family=6), key(address="::1"), key(8081, "::1")))
 
-    assert loopback.folded({ANYWHERE: 1, HERE: 2, own: 4}, wanted) == {ANYWHERE: 3, own: 4}
+    assert loopback.folded({anywhere: 1, here: 2, own: 4}, wanted) == {anywhere: 3, own: 4}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ STATUS = {
     "mappings": 3,
     "owners": 2,
     "elements": {"any4": 3, "any6": 1, "addr4": 0},
+    "connections": {"rate": 1.5, "last_hour": 5400},
     "conflicts": [],
     "refused": [],
     "files": {},
@@ -48,16 +50,20 @@ def stub(tmp_path: Path) -> Iterator[Stub]:
 
 
 def test_list(stub: Stub) -> None:
-    stub.have("api:me", {**WEB, "connections": 12}, {**DNS, "connections": 3})
+    stub.have("api:me", {**WEB, "connections": 12_345, "rate": 0.25}, {**DNS, "connections": 3})
 
     done = run(stub, "list")
 
-    assert [line.split() for line in done.stdout.splitlines()] == [
-        ["LISTEN", "PROTOCOL", "TARGET", "OWNER", "NAME", "STATE", "[::1]", "CONNECTIONS", "AGE"],
-        ["53", "udp", "10.88.0.12:53", "api:me", "dns", "active", "relay", "3", _age()],
-        ["8080", "tcp", "10.88.0.11:80,[fd88::11]:80", "api:me", "web", "active", "relay", "12", _age()],
+    assert [re.split(" {2,}", line) for line in done.stdout.splitlines()] == [
+        ["LISTEN", "TARGET", "NAME", "OWNER", "STATE", "[::1]", "CONNS", "/S", "AGE"],
+        ["53/udp", "10.88.0.12:53", "dns", "api:me", "in force", "relay", "3", "-", _age()],
+        ["8080/tcp", "10.88.0.11:80 [fd88::11]:80", "web", "api:me", "in force", "relay", "12,345", "0.2", _age()],
     ]
     assert (done.exit_code, done.stderr) == (0, "")
+
+
+def _local() -> str:
+    return datetime.fromisoformat(SINCE).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _age() -> str:
@@ -87,10 +93,21 @@ def test_list_says_why_a_mapping_is_not_in_force(stub: Stub) -> None:
     lines = run(stub, "list").stdout.splitlines()
 
     assert lines[3:] == [
+        "",
         'refused: "dns" 53/udp to 10.88.0.12:53 (file:a.yaml): No space left',
-        f'conflict: "web" 8080/tcp to 10.88.0.11:80,[fd88::11]:80 (file:a.yaml): 0.0.0.0:8080/tcp is held by '
-        f"cni:net/4f/eth0 since {SINCE}",
+        'waiting: conflict: "web" 8080/tcp to 10.88.0.11:80,[fd88::11]:80 (file:a.yaml): 0.0.0.0:8080/tcp is held by '
+        f"cni:net/4f/eth0 since {_local()}",
     ]
+    assert ("refused" in lines[1], "waiting: conflict" in lines[2]) == (True, True)
+
+
+def test_list_says_which_target_has_no_route(stub: Stub) -> None:
+    stub.have("file:a.yaml", {**WEB, "unreached": ["fd88::11"]})
+
+    lines = run(stub, "list").stdout.splitlines()
+
+    assert "waiting: no route" in lines[1]
+    assert lines[3].endswith("(file:a.yaml): no route leads to fd88::11")
 
 
 @pytest.mark.parametrize(
@@ -120,6 +137,64 @@ def test_show(stub: Stub) -> None:
     assert "web" in lines[5]
 
 
+def test_show_of_an_owner_counts_its_connections(stub: Stub) -> None:
+    stub.have("api:me", {**WEB, "connections": 7})
+
+    assert " 7 " in run(stub, "show", "api:me").stdout.splitlines()[-1]
+    assert stub.asked[-1].query == {"owner": "api:me", "counters": "true"}
+
+
+@pytest.mark.parametrize(
+    ("which", "query"),
+    [
+        ("web", {"name": "web"}),
+        ("8080", {"port": "8080"}),
+        ("8080/tcp", {"port": "8080", "protocol": "tcp"}),
+        ("192.0.2.1:8080", {"port": "8080"}),
+    ],
+)
+def test_show_of_a_mapping_by_its_name_or_what_it_listens_on(stub: Stub, which: str, query: dict[str, str]) -> None:
+    web = {**WEB, "protocol": ["tcp"], "owner": "file:a.yaml", "state": "active", "since": SINCE, "changed": None}
+    web |= {"connections": 1204, "rate": 3.5, "isolate": True, "masquerade": "auto", "comment": "the\x1b[2Jshop"}
+    if "name" not in query:
+        stub.say("GET", "/v1/mappings", 200, {"mappings": []})
+    if which.startswith("192"):
+        web |= {"listen": "192.0.2.1:8080"}
+        stub.say("GET", "/v1/mappings", 200, {"mappings": [{**web, "listen": "8080", "name": "any"}, web]})
+    else:
+        stub.say("GET", "/v1/mappings", 200, {"mappings": [web]})
+    share = {"owner": "file:a.yaml", "listen": web["listen"], "protocol": ["tcp"]}
+    minutes = [{"busiest": [{**share, "connections": each}] if each else []} for each in (10, 0, 40)]
+    stub.say("GET", "/v1/traffic", 200, {"minutes": minutes})
+
+    done = run(stub, "show", which)
+
+    assert done.exit_code == 0
+    lines = [line.strip().split("  ", 1) for line in done.stdout.splitlines()[1:]]
+    told = {name: text.strip() for name, text in lines}
+    assert done.stdout.splitlines()[0] == "web"
+    assert told == {
+        "state": "in force",
+        "listens on": "8080/tcp, on every address of this host" if len(which) < 9 else "192.0.2.1:8080/tcp",
+        "leads to": "10.88.0.11:80 [fd88::11]:80",
+        "owner": f"file:a.yaml, for {_age()}",
+        "as it is": f"for {_age()} ({_local()})",
+        "connections": "1,204 to this target, 3.5 a second",
+        "last hour": "▂ █  50, at most 40 a minute",
+        "isolate": "yes",
+        "comment": "the?[2Jshop",
+    }
+    asked = [each.query for each in stub.asked if each.path == "/v1/mappings"]
+    assert query | {"counters": "true"} in asked
+
+
+def test_show_of_what_there_is_not(stub: Stub) -> None:
+    done = run(stub, "show", "nix")
+
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "'nix' is no mapping's name" in done.stderr
+
+
 def test_owners(stub: Stub) -> None:
     stub.have("api:me", WEB, DNS)
 
@@ -138,10 +213,11 @@ def test_status_of_a_daemon_at_which_all_is_well(stub: Stub) -> None:
         0,
         [
             f"nfportd 0.1.0, pid 812, for {_age()}",
-            "3 mappings of 2 owners",
-            "elements: any4 3, any6 1",
-            "repairs: none",
-            "features: owner_persist no",
+            "  table        intact; changes by others are undone",
+            "  mappings     3 of 2 owners; all in force",
+            "  elements     any4 3, any6 1",
+            "  connections  1.5 a second, 5,400 in the last hour",
+            "  repairs      none",
         ],
     )
 
@@ -156,6 +232,10 @@ def test_status_of_a_daemon_at_which_all_is_well(stub: Stub) -> None:
                 ]
             },
             "cni:net/4f/eth0",
+        ),
+        (
+            {"port_in_use": [{**DNS, "owner": "api:me", "state": "port-in-use", "reason": "nginx (pid 7) listens"}]},
+            "waiting: port in use",
         ),
         ({"refused": [{**DNS, "owner": "api:me", "state": "refused", "reason": "No space left"}]}, "No space left"),
         ({"files": {"a.yaml": ["a.yaml:3:1: unknown key 'x'"]}}, "a.yaml:3:1: unknown key 'x'"),
@@ -184,6 +264,15 @@ def test_events(stub: Stub) -> None:
         3,
         f"nfportctl: {stub.path}: the daemon ended the stream; go on with --since 5\n",
     )
+
+
+def test_the_last_events_end_by_themselves(stub: Stub) -> None:
+    stub.stream = [json.dumps({"seq": 5, "time": SINCE, "kind": "added", "owner": "api:me"})]
+
+    done = run(stub, "events", "--last", "7")
+
+    assert (done.exit_code, done.stderr, stub.asked[0].query) == (0, "", {"last": "7"})
+    assert run(stub, "events", "--last", "7", "--since", "0").exit_code == 2
 
 
 def test_events_as_json_are_the_lines_as_they_come(stub: Stub) -> None:
@@ -294,8 +383,8 @@ def test_completion(stub: Stub, shell: str) -> None:
 
 
 @pytest.mark.parametrize("socket", ["option", "environment"])
-def test_the_shell_completes_owners(stub: Stub, socket: str) -> None:
-    stub.have("api:me", WEB)
+def test_the_shell_completes_mappings_and_owners(stub: Stub, socket: str) -> None:
+    stub.have("api:me", {**WEB, "name": "also"}, WEB)
     option, environment = {
         "option": (f"--socket {stub.path}", {}),
         "environment": ("", {"NFPORTD_SOCKET": str(stub.path)}),
@@ -314,7 +403,7 @@ def test_the_shell_completes_owners(stub: Stub, socket: str) -> None:
         timeout=20,
     )
 
-    assert (done.stdout, stub.asked[0].query) == ("plain,api:me\n", {"prefix": "a"})
+    assert (done.stdout, stub.asked[1].query) == ("plain,also\nplain,api:me\n", {"prefix": "a"})
 
 
 def test_check_needs_no_daemon(stub: Stub, tmp_path: Path) -> None:
