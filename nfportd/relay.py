@@ -18,7 +18,7 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping as AbstractMapping
+from collections.abc import Callable, Hashable, Iterable, Mapping as AbstractMapping
 
 from nfportd.datagrams import Datagrams, Room
 from nfportd.desired import LOOPBACK, Claim, loopback_key
@@ -61,7 +61,8 @@ class Relay:
         self._of: Counter[Claim] = Counter()
         self._timer: asyncio.TimerHandle | None = None
         self._pause: asyncio.TimerHandle | None = None
-        self._said: dict[str, float] = {}
+        # When something was said, by what it was about.
+        self._said: dict[Hashable, float] = {}
         #: Where it waits, by protocol; empty while it does not.
         self.endpoints: AbstractMapping[Protocol, Endpoint] = {}
         #: The inodes of the sockets on which it waits.
@@ -85,7 +86,7 @@ class Relay:
                 self._datagrams = Datagrams(sock, self._way_of_udp, self._turns, self._mark, room)
                 undo.pop_all()
         except OSError as error:
-            self._complain(f"the relay for [::1] cannot wait for connections: {_meaning(error)}")
+            self._say(logging.ERROR, "wait", f"the relay for [::1] cannot wait for connections: {_meaning(error)}")
             return
         self._listener = listener
         asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
@@ -165,7 +166,7 @@ class Relay:
 
     def _breathe(self, listener: socket.socket, error: OSError) -> None:
         """Leave clients waiting for a moment, for the loop would call again at once."""
-        self._complain(f"the relay for [::1] cannot accept connections: {error.strerror}")
+        self._say(logging.ERROR, "accept", f"the relay for [::1] cannot accept connections: {error.strerror}")
         loop = asyncio.get_running_loop()
         loop.remove_reader(listener.fileno())
         self._pause = loop.call_later(_BREATH, loop.add_reader, listener.fileno(), self._accept, listener)
@@ -180,7 +181,8 @@ class Relay:
                 self.refused += 1
                 count = self._of[way[0]]
                 text = f"[::1] port {port} of {way[0]}: {count:,} connections are relayed ({self._of.total():,} in all)"
-                self._complain(f"{text}, as many as may be; new ones are refused until some have ended")
+                text += ", as many as may be; new ones are refused until some have ended"
+                self._say(logging.WARNING, way[0], text)
             _refuse(client)
             return
         assert self._turns
@@ -208,12 +210,13 @@ class Relay:
         if self._streams or self._datagrams is not None:
             self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
 
-    def _complain(self, text: str) -> None:
-        """Log an error; the same kind again only after a while."""
-        kind, now = text.partition(":")[0], time.monotonic()
-        if now - self._said.get(kind, -_SILENCE) >= _SILENCE:
-            self._said[kind] = now
-            _log.error("%s", text)
+    def _say(self, level: int, about: Hashable, text: str) -> None:
+        """Log it; what is about the same again only after a while."""
+        now = time.monotonic()
+        self._said = {each: at for each, at in self._said.items() if now - at < _SILENCE}
+        if about not in self._said:
+            self._said[about] = now
+            _log.log(level, "%s", text)
 
 
 def _bound(kind: socket.SocketKind) -> socket.socket:
