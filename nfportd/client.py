@@ -25,7 +25,7 @@ TIMEOUT = 30.0
 #: How often a read-modify-write begins anew when others change the owner meanwhile.
 ATTEMPTS = 20
 #: What an owner's answer says of its mappings beyond what was asked for.
-_STATE = ("state", "reason", "conflicts", "connections", "owner", "since")
+_STATE = ("state", "reason", "conflicts", "connections", "process", "loopback6", "owner", "since")
 _NO_ERROR = 400
 
 

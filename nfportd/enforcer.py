@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping as AbstractMap
 from functools import partial
 from typing import NamedTuple, Protocol as Interface
 
-from nfportd import desired, flows, topology
+from nfportd import desired, flows, loopback, topology
 from nfportd.desired import ABSENT, Absent, Claim, Delta, Desired, Elements, Parts, Slot, Touched
 from nfportd.drift import Drift
 from nfportd.flows import Moved
@@ -207,7 +207,7 @@ class Enforcer:
     def _ask_relay(self) -> None:
         """Have the relay wait for connections before elements lead to it; it rests when none does any more."""
         if self._topology.relayed:
-            self._relay.open()
+            self._relay.open(lambda: loopback.relays(self._table.elements))
         endpoints = self._relay.endpoints if self._topology.relayed else {}
         if endpoints != self._desired.relay:
             self.compare_all = True

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping as AbstractMapping
 from typing import Literal
 
-from nfportd.desired import LOOPBACK, Claim, Desired, Slot, key_of, slots
-from nfportd.model import Key, Protocol
+from nfportd.desired import LOOPBACK, Claim, Desired, Elements, Slot, endpoint_in, key_of, slots
+from nfportd.model import Endpoint, Key, Protocol
 from nfportd.topology import Topology, Unreached
 
 Way = Literal["kernel", "relay", "no"]
@@ -43,4 +43,15 @@ def folded(counters: AbstractMapping[Slot, int], desired: Desired) -> dict[Slot,
         if key and key.address == LOOPBACK and not desired.holder(key):
             wildcard = slots(key._replace(address=None))[0]
             found[wildcard] = found.get(wildcard, 0) + found.pop(slot)
+    return found
+
+
+def relays(elements: Elements) -> dict[Protocol, Endpoint]:
+    """Where elements lead that lead to a relay, by protocol: no target is on [::1]."""
+    found: dict[Protocol, Endpoint] = {}
+    for parts in elements.get("addr6", ()):
+        key = key_of(Slot("addr6", parts))
+        endpoint = endpoint_in(elements, key) if key and key.address == LOOPBACK else None
+        if key and endpoint and endpoint.address == LOOPBACK:
+            found[key.protocol] = endpoint
     return found

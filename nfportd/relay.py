@@ -73,13 +73,20 @@ class Relay:
         """Connections that are relayed at the moment, by protocol."""
         return {"tcp": self._of.total(), "udp": 0 if self._datagrams is None else len(self._datagrams)}
 
-    def open(self) -> None:
-        """Wait for connections, if it does not yet; a failure is logged and tried again at the next call."""
+    def open(self, before: Callable[[], AbstractMapping[Protocol, Endpoint]] = dict) -> None:
+        """Wait for connections, if it does not yet; a failure is logged and tried again at the next call.
+
+        `before` tells where an earlier one waited: there, if it is free, so that what leads to it stays right.
+        """
         if self.endpoints:
             return
+        known = before()
         try:
             with contextlib.ExitStack() as undo:
-                listener, sock = (undo.enter_context(_bound(kind)) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM))
+                listener, sock = (
+                    undo.enter_context(_bound(kind, known.get(protocol)))
+                    for protocol, kind in ((Protocol.TCP, socket.SOCK_STREAM), (Protocol.UDP, socket.SOCK_DGRAM))
+                )
                 listener.listen(_BACKLOG)
                 self._turns = self._turns or Turns()
                 room = Room(_room(FLOWS, 16), _room(FLOWS, 16) // 2)
@@ -219,15 +226,19 @@ class Relay:
             _log.log(level, "%s", text)
 
 
-def _bound(kind: socket.SocketKind) -> socket.socket:
-    """A socket on a port of [::1] that is free."""
-    made = socket.socket(socket.AF_INET6, kind | socket.SOCK_NONBLOCK)
-    try:
-        made.bind((LOOPBACK, 0))
-    except OSError:
-        made.close()
-        raise
-    return made
+def _bound(kind: socket.SocketKind, wanted: Endpoint | None) -> socket.socket:
+    """A socket on a port of [::1], on the wanted one if it is free."""
+    with contextlib.ExitStack() as undo:
+        made = undo.enter_context(socket.socket(socket.AF_INET6, kind | socket.SOCK_NONBLOCK))
+        if kind is socket.SOCK_STREAM:
+            # Connections of an earlier run that are about to end keep no port.
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            made.bind(wanted or (LOOPBACK, 0))
+        except OSError:
+            made.bind((LOOPBACK, 0))
+        undo.pop_all()
+        return made
 
 
 def _inode(made: socket.socket) -> int:
