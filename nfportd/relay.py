@@ -137,13 +137,14 @@ class Relay:
         for key in keys:
             if loopback_key(key):
                 ports[key.protocol].add(key.port)
-        if self._datagrams is not None:
+        if self._datagrams is not None and ports[Protocol.UDP]:
             self._datagrams.follow(ports[Protocol.UDP])
         for port in ports[Protocol.TCP] & self._streams.keys():
             way = self._way(Protocol.TCP, port)
             for stream in list(self._streams[port]):
-                claims = (stream.claim, *(way or ())[:1])
-                if (not way or way[1] != stream.endpoint) and any(c.mapping.on_change == "cut" for c in claims):
+                claims = [stream.claim, way[0]] if way else [stream.claim]
+                moved = way is None or way[1] != stream.endpoint
+                if moved and any(claim.mapping.on_change == "cut" for claim in claims):
                     stream.abort()
 
     def _way(self, protocol: Protocol, port: int) -> tuple[Claim, Endpoint] | None:
@@ -182,14 +183,7 @@ class Relay:
         """Take a client to its target, or refuse it. Raises OSError."""
         port = meant.tcp_port(client)
         way = self._way(Protocol.TCP, port)
-        most = _room(STREAMS, 8)
-        if way is None or self._of.total() >= most or self._of[way[0]] >= most // 2:
-            if way:
-                self.refused += 1
-                count = self._of[way[0]]
-                text = f"[::1] port {port} of {way[0]}: {count:,} connections are relayed ({self._of.total():,} in all)"
-                text += ", as many as may be; new ones are refused until some have ended"
-                self._say(logging.WARNING, way[0], text)
+        if way is None or self._is_full(port, way[0]):
             _refuse(client)
             return
         assert self._turns
@@ -197,6 +191,16 @@ class Relay:
         stream.ended = self._ended
         self._streams.setdefault(port, set()).add(stream)
         self._of[stream.claim] += 1
+
+    def _is_full(self, port: int, claim: Claim) -> bool:
+        """Whether a mapping has, or all have, as many connections as may be; then that is told."""
+        most, mine, all_ = _room(STREAMS, 8), self._of[claim], self._of.total()
+        if all_ < most and mine < most // 2:
+            return False
+        self.refused += 1
+        text = f"[::1] port {port} of {claim}: {mine:,} connections are relayed ({all_:,} in all), as many as may be"
+        self._say(logging.WARNING, claim, f"{text}; new ones are refused until some have ended")
+        return True
 
     def _ended(self, stream: Stream) -> None:
         self._streams[stream.port].discard(stream)
@@ -213,7 +217,9 @@ class Relay:
             stream.look(now, self._patience)
         if self._datagrams is not None:
             self._datagrams.look(now)
-        self._timer = None
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
         if self._streams or self._datagrams is not None:
             self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
 
