@@ -93,7 +93,8 @@ class Relay:
                 self._datagrams = Datagrams(sock, self._way_of_udp, self._turns, self._mark, room)
                 undo.pop_all()
         except OSError as error:
-            self._say(logging.ERROR, "wait", f"the relay for [::1] cannot wait for connections: {_meaning(error)}")
+            text = "[::1] does not reach targets behind bridges that call ip6tables, 127.0.0.1 does: no relay"
+            self._say(logging.ERROR, "wait", f"{text}: {_meaning(error)}")
             return
         self._listener = listener
         asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
@@ -264,5 +265,8 @@ def _room(most: int, part: int) -> int:
 
 def _meaning(error: OSError) -> str:
     if error.errno == errno.EAFNOSUPPORT:
-        return "nfportd may open no IPv6 sockets; its unit must allow AF_INET6 (systemd/relay.conf does)"
+        return (
+            "nfportd may open no IPv6 sockets; copy its systemd/relay.conf to /etc/systemd/system/nfportd.service.d/ "
+            "and run: systemctl daemon-reload && systemctl restart nfportd"
+        )
     return error.strerror or str(error)
