@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping as AbstractMap
 from functools import partial
 from typing import NamedTuple, Protocol as Interface
 
-from nfportd import desired, flows, topology
+from nfportd import desired, flows, loopback, topology
 from nfportd.desired import ABSENT, Absent, Claim, Delta, Desired, Elements, Parts, Slot, Touched
 from nfportd.drift import Drift
 from nfportd.flows import Moved
@@ -75,8 +75,6 @@ class Enforcer:
         self._relay.served = wanted.served
         self._watcher = watcher
         self._topology = Topology(topology.Network())
-        # Targets that came into use or went out of it with this pass.
-        self._moved: set[str] = set()
         self._repairs = _Repairs(watcher)
         self.refused: dict[Claim, str] = {}
         self.unreached: set[str] = set()
@@ -186,9 +184,11 @@ class Enforcer:
     async def _follow_network(self) -> list[str]:
         """Keep what the host must allow in step with its routes and with the targets in use; what others had undone."""
         changes = self._desired.reached_changes()
-        self._moved = {target.address for target in changes}
         if self._network.changed or not self._topology.network.links:
-            self._topology = Topology(await self._network.snapshot(), self._desired.reached())
+            known, self._topology = self._topology, Topology(await self._network.snapshot(), self._desired.reached())
+            # Keys to targets that came or went are touched; the others have to be found.
+            if (known.relayed ^ self._topology.relayed) - {target.address for target in changes}:
+                self.compare_all = True
             for name in topology.odd_names(self._topology.network):
                 _log.warning("interface %r has a name that a ruleset cannot hold; no hairpin or loopback there", name)
         else:
@@ -206,14 +206,12 @@ class Enforcer:
 
     def _ask_relay(self) -> None:
         """Have the relay wait for connections before elements lead to it; it rests when none does any more."""
-        relayed = self._topology.relayed
-        if relayed:
-            self._relay.open()
-        endpoints = self._relay.endpoints if relayed else {}
-        # Keys to targets that came or went are touched; the others have to be found.
-        if endpoints != self._desired.relay or (relayed ^ self._desired.relayed) - self._moved:
+        if self._topology.relayed:
+            self._relay.open(lambda: loopback.relays(self._table.elements))
+        endpoints = self._relay.endpoints if self._topology.relayed else {}
+        if endpoints != self._desired.relay:
             self.compare_all = True
-        self._desired.relayed, self._desired.relay = relayed, endpoints
+        self._desired.relayed, self._desired.relay = self._topology.relayed, endpoints
 
     def _delta(self, touched: Touched, drifted: Iterable[Slot], gone: Elements | None) -> Delta:
         """What the touched keys and the slots of a drift need; `gone`: what was right, and went with its set."""

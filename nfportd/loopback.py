@@ -10,8 +10,8 @@ from collections.abc import Mapping as AbstractMapping
 from typing import Literal
 
 from nfportd import traffic
-from nfportd.desired import LOOPBACK, Claim, Desired
-from nfportd.model import Key, Protocol
+from nfportd.desired import LOOPBACK, Claim, Desired, Elements, Slot, endpoint_in, key_of
+from nfportd.model import Endpoint, Key, Protocol
 from nfportd.topology import Topology, Unreached
 from nfportd.traffic import Packed, unpacked
 
@@ -45,4 +45,15 @@ def folded(connections: AbstractMapping[Packed, int], desired: Desired) -> dict[
         if key and key.address == LOOPBACK and not desired.holder(key):
             wildcard = traffic.packed(key._replace(address=None))
             found[wildcard] = found.get(wildcard, 0) + found.pop(packed)
+    return found
+
+
+def relays(elements: Elements) -> dict[Protocol, Endpoint]:
+    """Where elements lead that lead to a relay, by protocol: no target is on [::1]."""
+    found: dict[Protocol, Endpoint] = {}
+    for parts in elements.get("addr6", ()):
+        key = key_of(Slot("addr6", parts))
+        endpoint = endpoint_in(elements, key) if key and key.address == LOOPBACK else None
+        if key and endpoint and endpoint.address == LOOPBACK:
+            found[key.protocol] = endpoint
     return found

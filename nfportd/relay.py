@@ -18,7 +18,7 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping as AbstractMapping
+from collections.abc import Callable, Hashable, Iterable, Mapping as AbstractMapping
 
 from nfportd.datagrams import Datagrams, Room
 from nfportd.desired import LOOPBACK, Claim, loopback_key
@@ -61,7 +61,8 @@ class Relay:
         self._of: Counter[Claim] = Counter()
         self._timer: asyncio.TimerHandle | None = None
         self._pause: asyncio.TimerHandle | None = None
-        self._said: dict[str, float] = {}
+        # When something was said, by what it was about.
+        self._said: dict[Hashable, float] = {}
         #: Where it waits, by protocol; empty while it does not.
         self.endpoints: AbstractMapping[Protocol, Endpoint] = {}
         #: The inodes of the sockets on which it waits.
@@ -72,20 +73,28 @@ class Relay:
         """Connections that are relayed at the moment, by protocol."""
         return {"tcp": self._of.total(), "udp": 0 if self._datagrams is None else len(self._datagrams)}
 
-    def open(self) -> None:
-        """Wait for connections, if it does not yet; a failure is logged and tried again at the next call."""
+    def open(self, before: Callable[[], AbstractMapping[Protocol, Endpoint]] = dict) -> None:
+        """Wait for connections, if it does not yet; a failure is logged and tried again at the next call.
+
+        `before` tells where an earlier one waited: there, if it is free, so that what leads to it stays right.
+        """
         if self.endpoints:
             return
+        known = before()
         try:
             with contextlib.ExitStack() as undo:
-                listener, sock = (undo.enter_context(_bound(kind)) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM))
+                listener, sock = (
+                    undo.enter_context(_bound(kind, known.get(protocol)))
+                    for protocol, kind in ((Protocol.TCP, socket.SOCK_STREAM), (Protocol.UDP, socket.SOCK_DGRAM))
+                )
                 listener.listen(_BACKLOG)
                 self._turns = self._turns or Turns()
                 room = Room(_room(FLOWS, 16), _room(FLOWS, 16) // 2)
                 self._datagrams = Datagrams(sock, self._way_of_udp, self._turns, self._mark, room)
                 undo.pop_all()
         except OSError as error:
-            self._complain(f"the relay for [::1] cannot wait for connections: {_meaning(error)}")
+            text = "[::1] does not reach targets behind bridges that call ip6tables, 127.0.0.1 does: no relay"
+            self._say(logging.ERROR, "wait", f"{text}: {_meaning(error)}")
             return
         self._listener = listener
         asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
@@ -129,13 +138,14 @@ class Relay:
         for key in keys:
             if loopback_key(key):
                 ports[key.protocol].add(key.port)
-        if self._datagrams is not None:
+        if self._datagrams is not None and ports[Protocol.UDP]:
             self._datagrams.follow(ports[Protocol.UDP])
         for port in ports[Protocol.TCP] & self._streams.keys():
             way = self._way(Protocol.TCP, port)
             for stream in list(self._streams[port]):
-                claims = (stream.claim, *(way or ())[:1])
-                if (not way or way[1] != stream.endpoint) and any(c.mapping.on_change == "cut" for c in claims):
+                claims = [stream.claim, way[0]] if way else [stream.claim]
+                moved = way is None or way[1] != stream.endpoint
+                if moved and any(claim.mapping.on_change == "cut" for claim in claims):
                     stream.abort()
 
     def _way(self, protocol: Protocol, port: int) -> tuple[Claim, Endpoint] | None:
@@ -165,7 +175,7 @@ class Relay:
 
     def _breathe(self, listener: socket.socket, error: OSError) -> None:
         """Leave clients waiting for a moment, for the loop would call again at once."""
-        self._complain(f"the relay for [::1] cannot accept connections: {error.strerror}")
+        self._say(logging.ERROR, "accept", f"the relay for [::1] cannot accept connections: {error.strerror}")
         loop = asyncio.get_running_loop()
         loop.remove_reader(listener.fileno())
         self._pause = loop.call_later(_BREATH, loop.add_reader, listener.fileno(), self._accept, listener)
@@ -174,13 +184,7 @@ class Relay:
         """Take a client to its target, or refuse it. Raises OSError."""
         port = meant.tcp_port(client)
         way = self._way(Protocol.TCP, port)
-        most = _room(STREAMS, 8)
-        if way is None or self._of.total() >= most or self._of[way[0]] >= most // 2:
-            if way:
-                self.refused += 1
-                count = self._of[way[0]]
-                text = f"[::1] port {port} of {way[0]}: {count:,} connections are relayed ({self._of.total():,} in all)"
-                self._complain(f"{text}, as many as may be; new ones are refused until some have ended")
+        if way is None or self._is_full(port, way[0]):
             _refuse(client)
             return
         assert self._turns
@@ -188,6 +192,16 @@ class Relay:
         stream.ended = self._ended
         self._streams.setdefault(port, set()).add(stream)
         self._of[stream.claim] += 1
+
+    def _is_full(self, port: int, claim: Claim) -> bool:
+        """Whether a mapping has, or all have, as many connections as may be; then that is told."""
+        most, mine, all_ = _room(STREAMS, 8), self._of[claim], self._of.total()
+        if all_ < most and mine < most // 2:
+            return False
+        self.refused += 1
+        text = f"[::1] port {port} of {claim}: {mine:,} connections are relayed ({all_:,} in all), as many as may be"
+        self._say(logging.WARNING, claim, f"{text}; new ones are refused until some have ended")
+        return True
 
     def _ended(self, stream: Stream) -> None:
         self._streams[stream.port].discard(stream)
@@ -204,27 +218,34 @@ class Relay:
             stream.look(now, self._patience)
         if self._datagrams is not None:
             self._datagrams.look(now)
-        self._timer = None
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
         if self._streams or self._datagrams is not None:
             self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
 
-    def _complain(self, text: str) -> None:
-        """Log an error; the same kind again only after a while."""
-        kind, now = text.partition(":")[0], time.monotonic()
-        if now - self._said.get(kind, -_SILENCE) >= _SILENCE:
-            self._said[kind] = now
-            _log.error("%s", text)
+    def _say(self, level: int, about: Hashable, text: str) -> None:
+        """Log it; what is about the same again only after a while."""
+        now = time.monotonic()
+        self._said = {each: at for each, at in self._said.items() if now - at < _SILENCE}
+        if about not in self._said:
+            self._said[about] = now
+            _log.log(level, "%s", text)
 
 
-def _bound(kind: socket.SocketKind) -> socket.socket:
-    """A socket on a port of [::1] that is free."""
-    made = socket.socket(socket.AF_INET6, kind | socket.SOCK_NONBLOCK)
-    try:
-        made.bind((LOOPBACK, 0))
-    except OSError:
-        made.close()
-        raise
-    return made
+def _bound(kind: socket.SocketKind, wanted: Endpoint | None) -> socket.socket:
+    """A socket on a port of [::1], on the wanted one if it is free."""
+    with contextlib.ExitStack() as undo:
+        made = undo.enter_context(socket.socket(socket.AF_INET6, kind | socket.SOCK_NONBLOCK))
+        if kind is socket.SOCK_STREAM:
+            # Connections of an earlier run that are about to end keep no port.
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            made.bind(wanted or (LOOPBACK, 0))
+        except OSError:
+            made.bind((LOOPBACK, 0))
+        undo.pop_all()
+        return made
 
 
 def _inode(made: socket.socket) -> int:
@@ -244,5 +265,8 @@ def _room(most: int, part: int) -> int:
 
 def _meaning(error: OSError) -> str:
     if error.errno == errno.EAFNOSUPPORT:
-        return "nfportd may open no IPv6 sockets; its unit must allow AF_INET6 (systemd/relay.conf does)"
+        return (
+            "nfportd may open no IPv6 sockets; copy its systemd/relay.conf to /etc/systemd/system/nfportd.service.d/ "
+            "and run: systemctl daemon-reload && systemctl restart nfportd"
+        )
     return error.strerror or str(error)

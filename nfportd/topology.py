@@ -78,19 +78,8 @@ class Unreached:
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class Relayed:
-    """A target to which the kernel cannot take connections to [::1]: a process must.
-
-    The bridge by which its answers come undoes the translation before IPv6 looks at the packet, and drops it for the
-    ::1 in its header (ip6_rcv_core in net/ipv6/ip6_input.c).
-    """
-
-    address: str
-
-
 #: What one target asks of the host; a Slot is an element of an on-link set.
-Need = Slot | Loopback | Forward | Unreached | Relayed
+Need = Slot | Loopback | Forward | Unreached
 
 
 class _Table:
@@ -135,6 +124,8 @@ class Topology:
         self._links = {link.index: link for link in network.links if _PLAIN_NAME.fullmatch(link.name)}
         self._tables = {f: _Table(r for r in network.routes if r.family == f) for f in FAMILIES}
         self._neighbours = _neighbours(network.routes)
+        #: The addresses of targets to which the kernel cannot take connections to [::1]: a process must.
+        self.relayed: set[str] = set()
         self._needs: Counter[Need | _Beside] = Counter()
         self._listed: set[Need] | None = None
         for target in targets:
@@ -151,13 +142,10 @@ class Topology:
                 self._listed |= {Slot(f"onlink{each.family}", (prefix, each.link.name)) for prefix in prefixes}
         return self._listed
 
-    @property
-    def relayed(self) -> frozenset[str]:
-        """The addresses of targets to which the kernel cannot take connections to [::1]."""
-        return frozenset(need.address for need in self.needs if isinstance(need, Relayed))
-
     def add(self, target: Reached) -> None:
         """Count what a target needs."""
+        if self._takes_no_loopback(target):
+            self.relayed.add(target.address)
         for need in self._of(target):
             self._needs[need] += 1
             if self._needs[need] == 1:
@@ -165,6 +153,8 @@ class Topology:
 
     def remove(self, target: Reached) -> None:
         """Let go what a target needed."""
+        if self._takes_no_loopback(target):
+            self.relayed.discard(target.address)
         for need in self._of(target):
             self._needs[need] -= 1
             if not self._needs[need]:
@@ -182,6 +172,17 @@ class Topology:
         """The name of the link by which most clients come: that of the default route."""
         return self.link_to(family, "0.0.0.0" if family == 4 else "::")
 
+    def _takes_no_loopback(self, target: Reached) -> bool:
+        """Whether answers to [::1] come by a bridge that undoes the translation before IPv6 looks at the packet.
+
+        Then it drops the packet for the ::1 in its header (ip6_rcv_core in net/ipv6/ip6_input.c).
+        """
+        if not (self.network.filtered and target.loopback and target.family == 6):
+            return False
+        routes = next(iter(self._tables[6].covering(target.address)), [])
+        best = min((route.metric for route in routes), default=0)
+        return any(route.metric == best and route.interface in self.network.filtered for route in routes)
+
     def _of(self, target: Reached) -> set[Need | _Beside]:
         covering = list(self._tables[target.family].covering(target.address))
         needs: set[Need | _Beside] = {Forward(target.family)}
@@ -191,8 +192,6 @@ class Topology:
             best = min(route.metric for route in covering[0])
             paths = {self._links.get(r.interface) for r in covering[0] if r.metric == best}
             needs |= {Loopback(target.family, link) for link in paths if link and link.name != "lo"}
-            if target.family == 6 and any(link and link.index in self.network.filtered for link in paths):
-                needs.add(Relayed(target.address))
         beside = {r.interface for routes in covering for r in routes if r.on_link and r.interface in self._links}
         return needs | {_Beside(target.family, self._links[index]) for index in beside}
 

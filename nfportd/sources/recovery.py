@@ -74,12 +74,16 @@ def _over(content: Content, now: float) -> bool:
 
 
 def from_elements(elements: Elements) -> list[Mapping]:
-    """The mappings that would have led to these elements; of what others added, only what could be one."""
+    """The mappings that would have led to these elements; of what others added, only what could be one.
+
+    Those that lead to the relay are none: they follow from others, or no longer say where a key on [::1] went.
+    """
     found = []
     sources = desired.sources_in(elements)
     for slot in desired.all_slots(elements):
         key = desired.key_of(slot)
-        if key and slot == desired.slots(key)[0]:
+        endpoint = key and desired.endpoint_in(elements, key)
+        if key and slot == desired.slots(key)[0] and endpoint and endpoint.address != desired.LOOPBACK:
             try:
                 found.append(_mapping(elements, key, sources.get(key, ())))
             except ValueError as error:

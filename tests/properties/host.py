@@ -25,4 +25,6 @@ def bridged() -> Iterator[Lab]:
         for name in ("br0", "br1"):
             lab.bridge(host, name)
         host.batch(NETWORK)
+        # The model knows no relay, whose port is a free one.
+        lab.bridge_netfilter(False)
         yield lab

@@ -125,9 +125,9 @@ class Life:
         self._nft = Nft(self._monitor.leave_out, wake.set)
         self._table = Table(self._nft, 13)
         self._host = Host(self._network, Sysctls(run_dir / "sysctls.json", manage=True))
-        self._ports = LocalPorts()
+        self._ports, self._relay = LocalPorts(), Relay(1 << 13)
         kernel = Kernel(
-            wake, self._table, self._monitor, self._network, self._conntrack, self._host, self._ports, Relay(1 << 13)
+            wake, self._table, self._monitor, self._network, self._conntrack, self._host, self._ports, self._relay
         )
         self._reconciler = Reconciler(Register(), kernel, Nobody(), Nobody())
         await self._table.adopt()
@@ -160,6 +160,7 @@ class Life:
         if clean:
             await self._host.release()
             await self._table.delete()
+        self._relay.close()
         self._ports.close()
         self._conntrack.close()
         self._network.close()

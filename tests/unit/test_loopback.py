@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from nfportd import loopback
+from nfportd import desired, loopback
 from nfportd.desired import ABSENT, Claim, Desired, Slot
 from nfportd.model import Endpoint, Key, Mapping, Protocol
 from nfportd.topology import Link, Network, Route, Topology
@@ -107,6 +107,14 @@ def test_the_element_on_loopback_follows_whichever_key_is_touched(
 
     assert found[HERE] == elements[HERE]
     assert {slot: value for slot, value in found.items() if slot in elements}.items() <= elements.items()
+
+
+def test_where_an_earlier_relay_waited_is_told_by_the_elements() -> None:
+    wanted, _ = host(to(BRIDGED, protocol=["tcp", "udp"]), to(ROUTED, "[::1]:9090"))
+    elements: desired.Elements = {}
+    desired.apply(elements, desired.delta({}, wanted.wanted_of_all()))
+
+    assert (loopback.relays(elements), loopback.relays({})) == (RELAY, {})
 
 
 def test_connections_are_counted_where_they_would_be_without_the_relay() -> None:
