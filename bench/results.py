@@ -41,7 +41,7 @@ class Row(TypedDict):
     goal: NotRequired[float | str]
 
 
-def row(  # noqa: PLR0913 -- the parts of a row
+def row(
     group: str,
     size: int,
     who: str,
