@@ -17,6 +17,9 @@ PACKAGING := debhelper dh-python dpkg-dev python3-pip lintian
 FIREWALLS := iptables ufw
 # What makes system calls fail, and what stands between the daemon and its disk and clock, in tests/faults.
 FAULTS := strace gcc libc6-dev
+# What compiles the load of the benches, and whose rules stand beside ours in them.
+LOAD := gcc libc6-dev iptables
+SHARE := 100
 # Where `make install` puts programs, units and pages; the modules go to /opt/nfportd.
 PREFIX := /usr/local
 # For example: make test PYTEST_ARGS='-k hairpin -x'
@@ -42,7 +45,7 @@ define install
 endef
 
 .PHONY: help demo test test-runtimes test-trixie lint audit fuzz chaos soak bench run install uninstall deb deb-trixie
-.PHONY: manual lock venv packages clean
+.PHONY: bench-data manual lock venv packages clean
 
 help: ## this text
 	@sed -nE 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -86,6 +89,10 @@ fuzz: venv ## all fuzzers with new seeds for FUZZ_SECONDS (root); FUZZ_SEED repe
 
 bench: venv ## measure what the README claims (root)
 	$(BIN)/python -m bench
+
+bench-data: PACKAGES += $(LOAD)
+bench-data: venv ## connections, packets and throughput beside peers and limits (root; six minutes); SHARE percent of it
+	$(BIN)/python -m bench.data $(SHARE)
 
 run: venv ## the daemon in the foreground with /etc/nfportd and /etc/nfportd.d (root)
 	$(BIN)/nfportd
