@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from bench.lanes import RELAYED, Hosts, Kind, Lane
+from bench.lanes import PARTLY, RELAYED, Hosts, Kind, Lane
 from bench.layouts import CONNTRACK, NO_CONNTRACK, ONE_DNAT, PEERS
 from bench.results import OURS, Row, row, save
 from tests.lab import Lab
@@ -26,11 +26,12 @@ MILLISECONDS = 20
 
 CONNECTIONS = Kind("connections a second", "connect", 8)
 LATENCY = Kind("one connection", "connect", 1, "us")
+PACKETS = Kind("UDP packets a second", "udp", 32)
 KINDS = (
     CONNECTIONS,
     LATENCY,
     Kind("new UDP flows a second", "new", 8),
-    Kind("UDP packets a second", "udp", 32),
+    PACKETS,
     Kind("bulk", "bulk", 1, "Gbit/s", 1e9 / 8),
 )
 WHAT = (
@@ -40,10 +41,13 @@ WHAT = (
 
 
 def kinds_of(lane: Lane) -> Iterator[Kind]:
-    """What is measured of a lane: of other ways the connections alone, and no UDP of a relay for TCP."""
-    for kind in KINDS:
-        if kind is CONNECTIONS or not (lane.group or (lane.who == RELAYED and kind.mode in ("new", "udp"))):
-            yield kind
+    """What is measured of a lane: of other ways little, and no UDP of a relay for TCP."""
+    if lane.way == PARTLY:
+        yield from (CONNECTIONS, PACKETS)
+    elif lane.group:
+        yield CONNECTIONS
+    else:
+        yield from (kind for kind in KINDS if lane.who != RELAYED or kind.mode in ("connect", "bulk"))
 
 
 def measure(lanes: Sequence[Lane], turns: int) -> None:

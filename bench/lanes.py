@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.layouts import CONNTRACK, HOST, LIMITS, NO_CONNTRACK, PEERS, PODS, Layout, newest
+from bench.layouts import CONNTRACK, HOST, LIMITS, NO_CONNTRACK, PARTS, PEERS, PODS, Layout, newest
 from bench.results import OURS
 from bench.road import CORE, TARGET6, TARGET_PORT, Road, Sample, Way
 from tests.lab import Daemon, Lab
@@ -24,6 +24,8 @@ RELAY = Path("/usr/lib/systemd/systemd-socket-proxyd")
 RELAYED = "systemd-socket-proxyd"
 
 OUTSIDE = Way("from elsewhere", "client", HOST)
+#: The same through parts of nfportd's rules, to see what each of them costs.
+PARTLY = OUTSIDE._replace(name="parts of nfportd's rules")
 #: Other ways to a published port; each is measured with the fewest and the most mappings.
 WAYS = (
     Way("127.0.0.1", "host", "127.0.0.1"),
@@ -104,6 +106,10 @@ class Hosts:
             self._ours(size)
         for who, layout in PEERS.items():
             self._peer(who, layout)
+        for who, layout in PARTS.items():
+            road = self._road(newest(1).address)
+            self._rules(road, layout, 1)
+            self._ways(who, 1, road, [PARTLY])
         self._relay()
 
     def ready(self) -> Iterator[Lane]:

@@ -12,11 +12,14 @@ systemd's src/shared/firewall-util-nft.c.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from bench import portmap
 from bench.portmap import Pod
+from nfportd import ruleset
 
 #: The host's address and interface towards its containers, and the address at which it is asked from elsewhere.
 PODS, HOST = "pods0", "192.0.2.1"
@@ -303,6 +306,16 @@ _KUBE_NAT = """\
 _KUBE_LAST = "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS"
 
 
+def part_of_ours(left_out: tuple[str, ...], count: int) -> str:
+    """nfportd's own rules without some base chains, and what it puts into its sets for these containers."""
+    text = ruleset.skeleton(27)
+    for chain in left_out:
+        text = re.sub(rf"  chain {chain} {{\n.*?\n  }}\n", "", text, flags=re.S)
+    pods = (f"{protocol} . {pod.port} : {pod.address} . 80" for pod, protocol in _published(count))
+    onlink = f'add element inet nfportd onlink4 {{ 10.88.0.0/16 . "{PODS}" }}\n'
+    return f"{text}add element inet nfportd any4 {{ {', '.join(pods)} }}\n{onlink}"
+
+
 class Layout(NamedTuple):
     """Rules for a number of containers, and what loads them."""
 
@@ -324,4 +337,15 @@ PEERS = {
     "kube-proxy nftables": Layout(kube_nftables, NFT),
     "kube-proxy iptables": Layout(kube_iptables, IPTABLES),
     "systemd nftables": Layout(systemd_nftables, NFT),
+}
+
+_GUARD, _SOURCES = ("loopback_guard",), ("admission",)
+_ISOLATION = ("isolation_forward", "isolation_output", "isolation_input")
+#: Where nfportd's time goes: a base chain costs every packet of the host, whether what it is for is used or not.
+PARTS = {
+    "all of its rules": Layout(partial(part_of_ours, ()), NFT),
+    "without the guard": Layout(partial(part_of_ours, _GUARD), NFT),
+    "without sources": Layout(partial(part_of_ours, _SOURCES), NFT),
+    "without isolation": Layout(partial(part_of_ours, _ISOLATION), NFT),
+    "translation alone": Layout(partial(part_of_ours, _GUARD + _SOURCES + _ISOLATION), NFT),
 }
