@@ -306,14 +306,15 @@ _KUBE_NAT = """\
 _KUBE_LAST = "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS"
 
 
-def part_of_ours(left_out: tuple[str, ...], count: int) -> str:
-    """nfportd's own rules without some base chains, and what it puts into its sets for these containers."""
+def part_of_ours(less: str, more: set[str], count: int) -> str:
+    """nfportd's own rules without one base chain and with some that come on demand, and its elements."""
     text = ruleset.skeleton(27)
-    for chain in left_out:
-        text = re.sub(rf"  chain {chain} {{\n.*?\n  }}\n", "", text, flags=re.S)
+    if less:
+        text = re.sub(rf"  chain {less} {{\n.*?\n  }}\n", "", text, flags=re.S)
     pods = (f"{protocol} . {pod.port} : {pod.address} . 80" for pod, protocol in _published(count))
     onlink = f'add element inet nfportd onlink4 {{ 10.88.0.0/16 . "{PODS}" }}\n'
-    return f"{text}add element inet nfportd any4 {{ {', '.join(pods)} }}\n{onlink}"
+    added = f"add element inet nfportd any4 {{ {', '.join(pods)} }}\n{onlink}"
+    return text + ruleset.chains(more, 27) + added
 
 
 class Layout(NamedTuple):
@@ -339,13 +340,12 @@ PEERS = {
     "systemd nftables": Layout(systemd_nftables, NFT),
 }
 
-_GUARD, _SOURCES = ("loopback_guard",), ("admission",)
-_ISOLATION = ("isolation_forward", "isolation_output", "isolation_input")
-#: Where nfportd's time goes: a base chain costs every packet of the host, whether what it is for is used or not.
+_SOURCES = {"admission"}
+_ISOLATION = {"isolation_forward", "isolation_output", "isolation_input"}
+#: Where nfportd's time goes: a base chain costs every packet of the host. `sources` and `isolate` bring their own.
 PARTS = {
-    "all of its rules": Layout(partial(part_of_ours, ()), NFT),
-    "without the guard": Layout(partial(part_of_ours, _GUARD), NFT),
-    "without sources": Layout(partial(part_of_ours, _SOURCES), NFT),
-    "without isolation": Layout(partial(part_of_ours, _ISOLATION), NFT),
-    "translation alone": Layout(partial(part_of_ours, _GUARD + _SOURCES + _ISOLATION), NFT),
+    "translation alone": Layout(partial(part_of_ours, "loopback_guard", set()), NFT),
+    "and the guard": Layout(partial(part_of_ours, "", set()), NFT),
+    "and sources": Layout(partial(part_of_ours, "", _SOURCES), NFT),
+    "and isolation": Layout(partial(part_of_ours, "", _SOURCES | _ISOLATION), NFT),
 }
