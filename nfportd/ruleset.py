@@ -11,6 +11,7 @@ compared by a fingerprint of what nft listed right after they were written, kept
 from __future__ import annotations
 
 import hashlib
+import re
 from string import Template
 from typing import NamedTuple
 
@@ -84,19 +85,19 @@ table inet $table {$flags
     meta nfproto ipv6 dnat ip6 addr . port to meta l4proto . th dport map @any6
   }
 
-  # Before dstnat, while the destination is the listen address. The host's own connections take the output hook.
+  # Before dstnat, while the destination is the listen address. The host's own connections take the output hook. The
+  # route is asked last, for it costs as much as three lookups, and most keys are not guarded.
   chain admission {
     type filter hook prerouting priority -110; policy accept;
     ct state != new return
     iifname "lo" return
     ip6 saddr fe80::/10 return
-    fib daddr type != local return
-    ip daddr . meta l4proto . th dport @open_addr4 return
-    ip daddr . meta l4proto . th dport @guarded_addr4 goto admit_addr4
-    ip6 daddr . meta l4proto . th dport @open_addr6 return
-    ip6 daddr . meta l4proto . th dport @guarded_addr6 goto admit_addr6
-    meta nfproto ipv4 meta l4proto . th dport @guarded_any4 goto admit_any4
-    meta nfproto ipv6 meta l4proto . th dport @guarded_any6 goto admit_any6
+    ip daddr . meta l4proto . th dport @guarded_addr4 fib daddr type local goto admit_addr4
+    ip6 daddr . meta l4proto . th dport @guarded_addr6 fib daddr type local goto admit_addr6
+    meta nfproto ipv4 meta l4proto . th dport @guarded_any4 ip daddr . meta l4proto . th dport != @open_addr4 \
+      fib daddr type local goto admit_any4
+    meta nfproto ipv6 meta l4proto . th dport @guarded_any6 ip6 daddr . meta l4proto . th dport != @open_addr6 \
+      fib daddr type local goto admit_any6
   }
 
   chain admit_addr4 {
@@ -142,7 +143,7 @@ table inet $table {$flags
     ip6 saddr ::1 meta mark set meta mark | $bit
     ip saddr . oifname @onlink4 ct mark & $bit == 0 meta mark set meta mark | $bit
     ip6 saddr . oifname @onlink6 ct mark & $bit == 0 meta mark set meta mark | $bit
-    ct mark set ct mark & $others
+    ct mark & $bit != 0 ct mark set ct mark & $others
     meta mark & $bit != 0 goto masquerading
   }
 
@@ -176,14 +177,14 @@ table inet $table {$flags
     ip6 daddr . meta l4proto . th dport @isolated6 counter name bypassed6 drop
   }
 
-  # route_localnet would open 127.0.0.0/8 of this host to its neighbours (CVE-2020-8558).
+  # route_localnet would open 127.0.0.0/8 of this host to its neighbours (CVE-2020-8558). Every packet comes here, so
+  # what holds for nearly all is asked first.
   chain loopback_guard {
     type filter hook prerouting priority raw; policy accept;
-    iifname "lo" return
-    ip daddr 127.0.0.0/8 counter drop
-    ip saddr 127.0.0.0/8 counter drop
-    ip6 daddr ::1 counter drop
-    ip6 saddr ::1 counter drop
+    ip daddr 127.0.0.0/8 iifname != "lo" counter drop
+    ip saddr 127.0.0.0/8 iifname != "lo" counter drop
+    ip6 daddr ::1 iifname != "lo" counter drop
+    ip6 saddr ::1 iifname != "lo" counter drop
   }
 }
 """)
@@ -202,6 +203,17 @@ _BASE_CHAINS: dict[str, tuple[str | int | None, ...]] = {
 _PLAIN_CHAIN = (None, None, None, None)
 _PLAIN_CHAINS = ("dispatch", "masquerading", "admit_addr4", "admit_addr6", "admit_any4", "admit_any6", "isolation")
 _CHAINS = {**_BASE_CHAINS, **dict.fromkeys(_PLAIN_CHAINS, _PLAIN_CHAIN)}
+
+#: Base chains that come with the first element of a set whose name begins so: each costs every packet of the host, and
+#: most hosts have no use for them. They stay as long as the table.
+_ON_DEMAND = {
+    "admission": "guarded_",
+    "isolation_forward": "isolated",
+    "isolation_output": "isolated",
+    "isolation_input": "isolated",
+}
+_BLOCK = re.compile(rf"(?:  #.*\n)*  chain ({'|'.join(_ON_DEMAND)}) {{\n    (.*)\n((?:    .*\n)+)  }}\n\n")
+_CORE = Template(_BLOCK.sub("", SKELETON.template))
 
 #: Type of the key, of the value, flags of a set or map.
 Shape = tuple[tuple[str, ...], str | None, tuple[str, ...]]
@@ -276,10 +288,32 @@ class Listed(NamedTuple):
 
 
 def skeleton(mark_bit: int, flags: Flags = (), table: str = TABLE) -> str:
-    """The table with its sets, chains and rules and no element, for a mark bit from 0 to 31."""
+    """The table with its sets, chains and rules and no element, for a mark bit from 0 to 31; no chain on demand."""
+    return _filled(_CORE, mark_bit, flags, table)
+
+
+def _filled(template: Template, mark_bit: int, flags: Flags = (), table: str = TABLE) -> str:
     bit = 1 << mark_bit
     line = f"\n  flags {', '.join(flags)};" if flags else ""
-    return SKELETON.substitute(table=table, flags=line, bit=f"{bit:#x}", others=f"{0xFFFFFFFF ^ bit:#x}")
+    return template.substitute(table=table, flags=line, bit=f"{bit:#x}", others=f"{0xFFFFFFFF ^ bit:#x}")
+
+
+def needed(elements: Elements) -> set[str]:
+    """The chains on demand for which there are elements."""
+    names = tuple(name for name, inside in elements.items() if inside)
+    return {chain for chain, prefix in _ON_DEMAND.items() if any(name.startswith(prefix) for name in names)}
+
+
+def chains(names: set[str], mark_bit: int, table: str = TABLE) -> str:
+    """nft input that makes these chains on demand, or makes them again; then a new fingerprint is due."""
+    if not names:
+        return ""
+    lines = [f"flush set inet {table} fingerprint"]
+    for name, hook, rules in _BLOCK.findall(_filled(SKELETON, mark_bit)):
+        if name in names:
+            lines += [f"add chain inet {table} {name} {{ {hook} }}", f"flush chain inet {table} {name}"]
+            lines += [f"add rule inet {table} {name} {' '.join(rule.split())}" for rule in rules.splitlines()]
+    return "\n".join(lines) + "\n"
 
 
 def empty_table(flags: Flags, table: str = TABLE) -> str:
@@ -308,7 +342,8 @@ def refill(found: Listed, mark_bit: int, flags: Flags) -> str:
     lines += [f"delete counter inet {TABLE} {name}" for name in sorted(unknown)]
     if "fingerprint" in found.sets:
         lines.append(f"flush set inet {TABLE} fingerprint")
-    return "\n".join([*lines, skeleton(mark_bit, flags)])
+    names = needed(found.elements) | (found.chains.keys() & _ON_DEMAND.keys())
+    return "\n".join([*lines, skeleton(mark_bit, flags) + chains(names, mark_bit)])
 
 
 def shape(name: str) -> Shape:
@@ -320,7 +355,9 @@ def shape(name: str) -> Shape:
 
 def has_others(found: Listed) -> bool:
     """Whether chains, sets or counters are more, less or other than this version's, whatever the rules."""
-    return (found.chains, found.sets, found.named_counters) != (_CHAINS, _SETS, _COUNTERS)
+    spared = _ON_DEMAND.keys() - found.chains.keys() - needed(found.elements)
+    wanted = {name: definition for name, definition in _CHAINS.items() if name not in spared}
+    return (found.chains, found.sets, found.named_counters) != (wanted, _SETS, _COUNTERS)
 
 
 def sets_to_replace(found: Listed) -> list[str]:
@@ -349,7 +386,7 @@ def _element(slot: Slot, value: Parts | None) -> str:
 
 def fingerprint(mark_bit: int, found: Listed) -> str:
     """What the chains should be and how this nft lists them, in 64 hexadecimal digits."""
-    return hashlib.sha256(f"{skeleton(mark_bit)}\n{found.rules}".encode()).hexdigest()
+    return hashlib.sha256(f"{_filled(SKELETON, mark_bit)}\n{found.rules}".encode()).hexdigest()
 
 
 def set_fingerprint(digest: str) -> str:

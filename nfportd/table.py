@@ -210,7 +210,8 @@ class Table:
             self._forget()
         else:
             # Also where it is as it was listed after our last write: that may have come before the listing.
-            self._prologue = ruleset.refill(found, self._mark_bit, self._flags)
+            known = found._replace(elements=self.elements)
+            self._prologue = ruleset.refill(known, self._mark_bit, self._flags)
             for name in {*ruleset.sets_to_replace(found), *(self.elements.keys() - found.sets.keys())}:
                 self.elements[name] = {}
 
@@ -246,7 +247,9 @@ class Table:
         return written
 
     async def _write(self, change: Delta) -> None:
-        prologue = self._prologue
+        # Those for which elements that are there ask came with them, or come with the prologue.
+        chains = ruleset.needed({slot.set: {slot.key: None} for slot in change.add}) - ruleset.needed(self.elements)
+        prologue = self._prologue + ruleset.chains(chains, self._mark_bit)
         if change or prologue:
             await self._nft.run(prologue + ruleset.text(change))
         desired.apply(self.elements, change)

@@ -1,0 +1,1 @@
+"""The benches: that they run, and that what they load is what others load."""

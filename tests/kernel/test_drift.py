@@ -47,10 +47,11 @@ def daemon(lab: Lab) -> Iterator[Daemon]:
 
 
 def listed(space: Namespace) -> list[str]:
-    """The table in JSON, without what changes by itself: handles, counters, the order of sets and of elements."""
+    """The table in JSON, without what changes by itself: handles, counters, the order of chains, sets and elements."""
     found = space.run(["nft", "-j", "list", "table", "inet", "nfportd"], check=False).stdout
     items = [item for item in json.loads(found)["nftables"] if "metainfo" not in item] if found else []
-    rules = [json.dumps(plain(item), sort_keys=True) for item in items if "rule" in item]
+    of_chains = sorted((item for item in items if "rule" in item), key=lambda item: str(item["rule"]["chain"]))
+    rules = [json.dumps(plain(item), sort_keys=True) for item in of_chains]
     return rules + sorted(json.dumps(plain(item), sort_keys=True) for item in items if "rule" not in item)
 
 
@@ -115,6 +116,10 @@ DAMAGE = {
     "base chain added": "add chain inet nfportd evil { type filter hook forward priority 0; policy drop; }",
     "policy": "add chain inet nfportd admission { type filter hook prerouting priority -110; policy drop; }",
     "guard removed": f"delete {BASE}",
+    "chain of sources removed": "delete chain inet nfportd admission",
+    "chains of isolation removed": "".join(
+        f"delete chain inet nfportd isolation_{hook}\n" for hook in ("forward", "output", "input")
+    ),
     "base chain replaced": f"delete {BASE}\nadd {BASE} {{ type filter hook prerouting priority 0; policy drop; }}",
     "set added": "add set inet nfportd extra { type mark; }",
     "set replaced": (

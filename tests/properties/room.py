@@ -52,9 +52,16 @@ class Room:
 
     def begin(self) -> Daemon:
         daemon = Daemon(self.lab)
-        daemon.start()
         if self._sound is None:
+            # With what comes on demand.
+            (daemon.dropins / "guarded.yaml").write_text(
+                "mappings: [{listen: 1, targets: '10.88.0.11:1', sources: [192.0.2.0/24]}]\n"
+            )
+            daemon.start()
             self._sound = Skeleton(daemon.table()["nftables"])
+            daemon.stop()
+            (daemon.dropins / "guarded.yaml").unlink()
+        daemon.start()
         return daemon
 
     def end(self, daemon: Daemon) -> None:
@@ -77,6 +84,8 @@ class Room:
         wrong = [f"{n}: {found.get(n)} is not {wanted[n]}" for n in NAMES if found.get(n) != wanted[n]]
         skeleton, sound = Skeleton(listed), self._sound or Skeleton([])
         names = skeleton.keys() | sound.keys()
+        if not any(inside for name, inside in found.items() if name.startswith("guarded_")):
+            names -= {"chain admission", "rules of admission"} - skeleton.keys()
         wrong += [f"{n}: {skeleton.get(n)} is not {sound.get(n)}" for n in names if skeleton.get(n) != sound.get(n)]
         if len(found.get("fingerprint", ())) != 1:
             wrong.append("there is no fingerprint")

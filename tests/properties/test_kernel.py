@@ -185,7 +185,7 @@ DAMAGE = (
     "flush chain inet nfportd dispatch; delete map inet nfportd any4; "
     "add map inet nfportd any4 { type inet_service : ipv4_addr; }; add element inet nfportd any4 { 80 : 203.0.113.1 }",
     "flush set inet nfportd fingerprint",
-    "add chain inet nfportd admission { policy drop; }",
+    "add chain inet nfportd output { policy drop; }",
     "add chain inet nfportd extra",
     "delete table inet nfportd",
     "delete table inet nfportd; add table inet nfportd",

@@ -98,7 +98,7 @@ MEDDLING: dict[str, Callable[[Table], None]] = {
     "add chain inet nfportd extra; add rule inet nfportd extra jump dispatch": _none,
     "add chain inet nfportd hook { type filter hook input priority 0; }": _none,
     "delete chain inet nfportd loopback_guard": _none,
-    "add chain inet nfportd admission { policy drop; }": _none,
+    "add chain inet nfportd output { policy drop; }": _none,
     "add table inet nfportd { flags dormant; }": _none,
     "add set inet nfportd extra { type mark; }": _none,
 }

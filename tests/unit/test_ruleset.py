@@ -58,7 +58,8 @@ def test_the_skeleton_of_another_name() -> None:
 def test_loopback_is_dropped_before_anything_looks_at_it() -> None:
     guard = ruleset.skeleton(13).partition("chain loopback_guard")[2].partition("}")[0]
 
-    assert re.findall(r"ip6? [sd]addr (\S+) counter drop", guard) == ["127.0.0.0/8", "127.0.0.0/8", "::1", "::1"]
+    dropped = re.findall(r'ip6? [sd]addr (\S+) iifname != "lo" counter drop', guard)
+    assert dropped == ["127.0.0.0/8", "127.0.0.0/8", "::1", "::1"]
 
 
 def test_a_table_of_ours_is_flushed_and_filled_and_nothing_of_it_deleted() -> None:
@@ -150,3 +151,25 @@ def test_a_policy_is_set_in_place_for_a_chain_made_anew_loses_its_hook_for_a_mom
     text = ruleset.refill(read(changed(table(), "loopback_guard", policy="drop")), 13, ())
     assert "delete " not in text
     assert "hook prerouting priority raw; policy accept;" in text
+
+
+def test_chains_on_demand_are_neither_missed_nor_written_without_elements() -> None:
+    listing = without(table(), "admission")
+
+    assert not ruleset.has_others(read(listing))
+    assert "chain admission" not in ruleset.skeleton(13)
+    assert "inet nfportd admission" not in ruleset.refill(read(listing), 13, ())
+
+
+def test_chains_on_demand_are_missed_and_written_where_there_are_elements() -> None:
+    listing = without(table(guarded_any4=[concat("tcp", 80)]), "admission")
+    text = ruleset.refill(read(listing), 13, ())
+
+    assert ruleset.has_others(read(listing))
+    assert "add rule inet nfportd admission ct state != new return" in text.splitlines()
+
+
+def test_every_base_chain_is_in_the_skeleton_or_comes_on_demand() -> None:
+    names = {name for name, _, _ in ruleset._BLOCK.findall(ruleset.SKELETON.template)}
+
+    assert names == set(ruleset._ON_DEMAND)
