@@ -118,7 +118,7 @@ class Relay:
         self._datagrams.close()
         self._listener = self._datagrams = None
         self.endpoints, self.inodes = {}, frozenset()
-        _log.info("[::1] is not relayed any more; %d connections go on", self._of.total())
+        _log.info("[::1] is not relayed any more; connections that go on: %d", self._of.total())
 
     def close(self) -> None:
         """End everything."""

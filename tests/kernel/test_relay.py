@@ -340,7 +340,7 @@ def test_it_switches_over_while_connections_run(lab: Lab, start: Callable[..., D
             # It was begun in the kernel, and could wait until answers came through again.
             assert kernel.ask(5).target == "t1"
         ended(daemon)
-    assert "[::1] is not relayed any more; 1 connections go on" in daemon.log
+    assert "[::1] is not relayed any more; connections that go on: 1" in daemon.log
 
 
 @pytest.mark.parametrize(("on_change", "outcome"), [("keep", "answered"), ("cut", "reset")])
