@@ -20,6 +20,7 @@ from click.shell_completion import get_completion_class
 from nfportd import changes, oci_hook, printing
 from nfportd.client import DEFAULT_SOCKET, Client, Json, NotReachable, Problem
 from nfportd.errors import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_WRONG, NfportdError
+from nfportd.trace.command import trace
 
 #: What is not here has EXIT_WRONG.
 _EXITS = {"denied": EXIT_REFUSED, "conflict": EXIT_REFUSED, "port-in-use": EXIT_REFUSED, "busy": EXIT_UNREACHABLE}
@@ -270,5 +271,5 @@ def oci_hook_command(client: Client) -> None:
         raise
 
 
-for _command in (changes.add, changes.remove, changes.apply):
+for _command in (changes.add, changes.remove, changes.apply, trace):
     main.add_command(_command)

@@ -28,6 +28,11 @@ ORDER = (
     ("matches",),
     ("forwarding",),
     ("firewalls", "translation"),
+    ("trace.facts",),
+    ("trace.near", "trace.others", "trace.watch"),
+    ("trace.telling", "trace.seen"),
+    ("trace.delivery",),
+    ("trace.story",),
     ("wishes", "access"),
     ("register",),
     ("settings", "open_forward"),
@@ -35,7 +40,9 @@ ORDER = (
     ("kernel.nft_flags",),
     ("kernel.sysctl", "kernel.nft", "kernel.nft_rules", "kernel.conntrack", "kernel.network", "kernel.nft_monitor"),
     ("kernel.processes", "kernel.netns_paths", "kernel.listeners", "kernel.reservations", "kernel.only_one"),
-    ("kernel.host", "kernel.lifetimes", "kernel.ports"),
+    ("kernel.host", "kernel.lifetimes", "kernel.ports", "kernel.path", "kernel.nft_trace"),
+    ("trace.reading", "trace.live"),
+    ("trace.session",),
     ("table",),
     ("enforcer",),
     ("reconciler",),
@@ -51,7 +58,7 @@ ORDER = (
     ("__main__",),
     ("client",),
     ("printing",),
-    ("changes", "oci_hook"),
+    ("changes", "oci_hook", "trace.command"),
     ("cli",),
 )
 LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name in names}
@@ -59,7 +66,8 @@ LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name 
 PURE = (
     *("errors", "notation", "model", "document", "validation", "desired", "ruleset", "topology", "flows"),
     *("listing", "drift", "pace", "wishes", "access", "register", "messages", "matches", "forwarding", "firewalls"),
-    "translation",
+    *("translation", "trace.facts", "trace.near", "trace.others", "trace.watch", "trace.story", "trace.seen"),
+    *("trace.telling", "trace.delivery"),
 )
 IMPURE = {
     "asyncio",
@@ -89,7 +97,7 @@ def module(path: Path) -> str:
 
 
 FILES = {module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-MODULES = sorted(set(FILES) - {"nfportd", "nfportd.kernel", "nfportd.sources", "nfportd.api"})
+MODULES = sorted(set(FILES) - {"nfportd", "nfportd.kernel", "nfportd.sources", "nfportd.api", "nfportd.trace"})
 
 
 def imports(name: str) -> set[str]:
@@ -153,9 +161,9 @@ def test_sources_know_no_nft_and_no_kernel(name: str) -> None:
         ("nftables", {"nfportd.kernel.nft_worker"}),
         ("asyncinotify", {"nfportd.sources.watch", "nfportd.kernel.netns_paths"}),
         ("systemd", {"nfportd.journal", "nfportd.unit"}),
-        ("click", {"nfportd.__main__", "nfportd.changes", "nfportd.cli"}),
+        ("click", {"nfportd.__main__", "nfportd.changes", "nfportd.cli", "nfportd.trace.command"}),
         ("jeepney", {"nfportd.open_forward"}),
-        ("pyroute2", {"nfportd.kernel.conntrack", "nfportd.kernel.network"}),
+        ("pyroute2", {"nfportd.kernel.conntrack", "nfportd.kernel.network", "nfportd.kernel.path"}),
     ],
 )
 def test_a_library_has_one_door(package: str, users: set[str]) -> None:
