@@ -39,6 +39,7 @@ _LAZY = {
     "check": ("nfportd.__main__", "check_command"),
     "report": ("nfportd.report.command", "command"),
     "top": ("nfportd.top", "command"),
+    "trace": ("nfportd.trace.command", "trace"),
 }
 
 

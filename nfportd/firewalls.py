@@ -124,14 +124,26 @@ def _finding(ruleset: Ruleset, base: Chain, found: list[tuple[Connection, Obstac
     )
 
 
+#: The base chains that iptables makes.
+BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+
+
+def opening(ruleset: Ruleset, base: Chain, connection: Connection) -> list[str]:
+    """The commands that let a connection pass a base chain of the forward hook; there may be none."""
+    return _commands(whose(ruleset, base), base, connection)
+
+
 def whose(ruleset: Ruleset, base: Chain) -> Firewall:
     """Who wrote a base chain."""
     beside = {chain.name for chain in ruleset.rules if chain[:2] == base[:2]}
     named = {"firewalld": Firewall.FIREWALLD, "docker-bridges": Firewall.DOCKER_NFT, "kube-proxy": Firewall.KUBE_PROXY}
     if base.table in named:
         return named[base.table]
-    if base.name != "FORWARD" or base.family == "inet":
+    if base.name not in BUILT_IN or base.family == "inet":
         return Firewall.NFT
+    if base.table == "nat":
+        found = {"DOCKER": Firewall.DOCKER, "KUBE-SERVICES": Firewall.KUBE_PROXY}
+        return next((firewall for name, firewall in found.items() if name in beside), Firewall.IPTABLES)
     # An accept in DOCKER-USER comes before everything else in FORWARD, ufw's chains included.
     if "DOCKER-USER" in beside:
         return Firewall.DOCKER

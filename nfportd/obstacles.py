@@ -150,7 +150,7 @@ class Obstacles:
             _log.log(level, "%s", now[key], extra=about(Message.STOPPED_BY_OTHERS))
 
 
-def _elements(questions: Iterable[Question]) -> dict[Question, str | bool]:
+def _elements(questions: Iterable[Question]) -> dict[Question, str | bytes | bool]:
     return {question: element(*question) for question in questions}
 
 

@@ -26,7 +26,7 @@ from nfportd.errors import KernelRefused, NotPossible
 from nfportd.kernel import nft_worker
 from nfportd.kernel.nft_elements import ElementsDump
 from nfportd.kernel.nft_flags import Flags
-from nfportd.kernel.nft_worker import DRY_RUN, HEADER, JSON, TERSE
+from nfportd.kernel.nft_worker import DRY_RUN, HANDLES, HEADER, JSON, TERSE
 from nfportd.ruleset import Listed
 
 _log = logging.getLogger(__name__)
@@ -134,6 +134,10 @@ class Nft:
         """What nft lists, of any table, without the elements of sets. Raises KernelRefused, also where there is no
         such thing."""
         return json.loads(await self._ask(JSON | TERSE, command))
+
+    async def shown(self, command: str) -> str:
+        """What nft lists as text, each rule with its handle, without the elements of sets. Raises KernelRefused."""
+        return (await self._ask(TERSE | HANDLES, command)).decode(errors="replace")
 
     async def allows(self, text: str) -> str | None:
         """Let nft and the kernel check text without applying it; None, or why they refuse it. Raises NftDied."""

@@ -16,9 +16,9 @@ from typing import Any
 
 import nftables
 
-#: Flags of a request (JSON, TERSE, DRY_RUN) or the status of an answer (0: done), then the length of its text in bytes.
+#: Flags of a request (those below) or the status of an answer (0: done), then the length of its text in bytes.
 HEADER = struct.Struct("!BI")
-JSON, TERSE, DRY_RUN = 1, 2, 4
+JSON, TERSE, DRY_RUN, HANDLES = 1, 2, 4, 8
 
 _NETLINK_NETFILTER = 12  # linux/netlink.h
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -65,6 +65,7 @@ def _run(nft: nftables.Nftables, flags: int, text: bytes) -> tuple[int, bytes]:
     nft.set_json_output(bool(flags & JSON))
     nft.set_terse_output(bool(flags & TERSE))
     nft.set_dry_run(bool(flags & DRY_RUN))
+    nft.set_handle_output(bool(flags & HANDLES))
     # Bytes for bytes: what others wrote into comments may be no UTF-8.
     status, output, error = nft.cmd(text)
     return (1, error) if status else (0, output)

@@ -27,7 +27,12 @@ ORDER = (
     ("flows", "loopback"),
     ("matches",),
     ("forwarding",),
-    ("firewalls",),
+    ("firewalls", "translation"),
+    ("trace.facts",),
+    ("trace.near", "trace.others", "trace.watch"),
+    ("trace.telling", "trace.seen"),
+    ("trace.delivery",),
+    ("trace.story",),
     ("wishes", "access"),
     ("register",),
     ("settings", "open_forward"),
@@ -36,7 +41,9 @@ ORDER = (
     ("kernel.bridges", "kernel.meant"),
     ("kernel.nft", "kernel.nft_rules", "kernel.conntrack", "kernel.network", "kernel.nft_monitor"),
     ("kernel.processes", "kernel.netns_paths", "kernel.listeners", "kernel.reservations", "kernel.only_one"),
-    ("kernel.host", "kernel.lifetimes", "kernel.ports", "kernel.counters"),
+    ("kernel.host", "kernel.lifetimes", "kernel.ports", "kernel.counters", "kernel.path", "kernel.nft_trace"),
+    ("trace.reading", "trace.live"),
+    ("trace.session",),
     ("counts",),
     ("turns",),
     ("streams", "datagrams"),
@@ -56,7 +63,7 @@ ORDER = (
     ("__main__",),
     ("client", "columns"),
     ("printing", "naming", "report.markup", "report.style"),
-    ("changes", "oci_hook", "top", "report.health", "report.page"),
+    ("changes", "oci_hook", "top", "report.health", "report.page", "trace.command"),
     ("report.command",),
     ("cli",),
 )
@@ -64,22 +71,10 @@ LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name 
 
 PURE = (
     *("errors", "notation", "model", "document", "validation", "desired", "ruleset", "topology", "flows"),
-    *(
-        "listing",
-        "netlink",
-        "elements",
-        "drift",
-        "pace",
-        "loopback",
-        "wishes",
-        "access",
-        "register",
-        "messages",
-        "matches",
-        "forwarding",
-        "firewalls",
-    ),
-    "traffic",
+    *("listing", "netlink", "elements", "drift", "pace", "loopback", "traffic", "wishes", "access", "register"),
+    *("messages", "matches", "forwarding", "firewalls"),
+    *("translation", "trace.facts", "trace.near", "trace.others", "trace.watch", "trace.story", "trace.seen"),
+    *("trace.telling", "trace.delivery"),
 )
 IMPURE = {
     "asyncio",
@@ -109,7 +104,8 @@ def module(path: Path) -> str:
 
 
 FILES = {module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-MODULES = sorted(set(FILES) - {"nfportd", "nfportd.kernel", "nfportd.sources", "nfportd.api", "nfportd.report"})
+PACKAGES = {"nfportd", *(f"nfportd.{name}" for name in ("api", "kernel", "report", "sources", "trace"))}
+MODULES = sorted(set(FILES) - PACKAGES)
 
 
 def imports(name: str) -> set[str]:
@@ -173,9 +169,15 @@ def test_sources_know_no_nft_and_no_kernel(name: str) -> None:
         ("nftables", {"nfportd.kernel.nft_worker"}),
         ("asyncinotify", {"nfportd.sources.watch", "nfportd.kernel.netns_paths"}),
         ("systemd", {"nfportd.journal", "nfportd.unit"}),
-        ("click", {f"nfportd.{each}" for each in ("__main__", "changes", "cli", "naming", "report.command", "top")}),
+        (
+            "click",
+            {
+                *(f"nfportd.{each}" for each in ("__main__", "changes", "cli", "naming", "top")),
+                *("nfportd.report.command", "nfportd.trace.command"),
+            },
+        ),
         ("jeepney", {"nfportd.open_forward"}),
-        ("pyroute2", {"nfportd.kernel.conntrack", "nfportd.kernel.network"}),
+        ("pyroute2", {"nfportd.kernel.conntrack", "nfportd.kernel.network", "nfportd.kernel.path"}),
     ],
 )
 def test_a_library_has_one_door(package: str, users: set[str]) -> None:

@@ -1,0 +1,1 @@
+"""A trace against what really happened to a packet."""
