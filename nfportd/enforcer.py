@@ -265,7 +265,8 @@ class Enforcer:
         barred = list(flows.barred(flows.narrowed(written.change), self._follows, endpoint, local))
         if touched:
             self._conntrack.delete_opening(opening)
-            await self._conntrack.delete(stale, barred)
+            if stale or barred:
+                await self._conntrack.delete(stale, barred)
         else:
             # Nobody waits for an answer, but the next repair would.
             self._conntrack.delete_later([*opening, *stale], barred)

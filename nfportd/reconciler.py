@@ -12,7 +12,7 @@ import errno
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping as AbstractMapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping as AbstractMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -32,7 +32,7 @@ _BREATH, _SILENCE = 1.0, 10.0
 class Keeper(Protocol):
     """Where promised contents are written down before they come into force."""
 
-    async def keep(self, held: AbstractMapping[str, Held | None]) -> None:
+    def keep(self, held: AbstractMapping[str, Held | None]) -> Awaitable[None]:
         """Write down what these owners hold, all or none. Raises NotStored."""
 
 
@@ -240,15 +240,16 @@ class Reconciler:
     async def _write(self, held: AbstractMapping[str, Held | None], changes: Sequence[Change]) -> None:
         """Write down; what others undo meanwhile is repaired as if these changes had not come. Raises NotStored."""
         writing = asyncio.ensure_future(self._keeper.keep(held))
+        writing.add_done_callback(lambda _: self._wake.set())
         try:
             while not writing.done():
                 due = self.enforcer.due()
                 if due == 0.0:
                     await self._repair_without(changes)
                     continue
-                waking = asyncio.ensure_future(self._wake.wait())
-                await asyncio.wait({writing, waking}, timeout=due, return_when=asyncio.FIRST_COMPLETED)
-                waking.cancel()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(due):
+                        await self._wake.wait()
                 # Whoever wishes is in the queue by now.
                 self._wake.clear()
             await writing

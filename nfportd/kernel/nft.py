@@ -150,17 +150,11 @@ class Nft:
         return None
 
     async def _ask(self, flags: int, text: str) -> bytes:
-        # Who stops waiting must not leave an answer for the next one to take for its own.
-        asked = asyncio.ensure_future(self._converse(flags, text.encode()))
-        asked.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return await asyncio.shield(asked)
-
-    async def _converse(self, flags: int, text: bytes) -> bytes:
         async with self._turn:
             child = self._child
             if child is None or child.dead:
                 child = self._child = await self._start()
-            status, answer = await child.ask(flags, text)
+            status, answer = await child.ask(flags, text.encode())
         if status:
             raise KernelRefused(_reason(answer.decode(errors="replace")))
         return answer
@@ -196,6 +190,8 @@ class _Child(asyncio.Protocol):
         self._lost = lost
         self._buffer = bytearray()
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+        # Answers still to come for which nobody waits any more.
+        self._left = 0
         self._transport: asyncio.WriteTransport | None = None
         self._ending = False
         self.dead = False
@@ -235,6 +231,9 @@ class _Child(asyncio.Protocol):
         try:
             async with asyncio.timeout(patience):
                 return await self._answer
+        except asyncio.CancelledError:
+            self._left += not self._answer.done() or self._answer.cancelled()
+            raise
         except TimeoutError:
             self._process.kill()
             raise NftDied(f"libnftables did not answer in {patience:.0f} s") from None
@@ -257,15 +256,16 @@ class _Child(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        if len(self._buffer) < HEADER.size:
-            return
-        status, length = HEADER.unpack_from(self._buffer)
-        if len(self._buffer) < HEADER.size + length:
-            return
-        answer = bytes(memoryview(self._buffer)[HEADER.size :])
-        self._buffer = bytearray()
-        if self._answer and not self._answer.done():
-            self._answer.set_result((status, answer))
+        while len(self._buffer) >= HEADER.size:
+            status, length = HEADER.unpack_from(self._buffer)
+            if len(self._buffer) < HEADER.size + length:
+                return
+            answer = bytes(memoryview(self._buffer)[HEADER.size : HEADER.size + length])
+            del self._buffer[: HEADER.size + length]
+            if self._left:
+                self._left -= 1
+            elif self._answer and not self._answer.done():
+                self._answer.set_result((status, answer))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.dead = True

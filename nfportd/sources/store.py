@@ -11,7 +11,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Mapping as AbstractMapping
+from collections.abc import Awaitable, Mapping as AbstractMapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,9 @@ class Store:
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
 
-    async def keep(self, held: AbstractMapping[str, Held | None]) -> None:
+    def keep(self, held: AbstractMapping[str, Held | None]) -> Awaitable[None]:
         """Write down what these owners hold, all or none. Raises NotStored, and then nothing is changed."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._keep, dict(held))
+        return asyncio.get_running_loop().run_in_executor(self._thread, self._keep, dict(held))
 
     def close(self) -> None:
         """Close the files."""
