@@ -153,11 +153,11 @@ class Facts:
     published: tuple[Published, ...] = ()
     #: Whether `published` is only what was asked for.
     chosen: bool = False
-    files: Files = Files()
+    files: Files = field(default_factory=Files)
     #: None: it takes CAP_NET_ADMIN.
     nftables: Nftables | None = None
     sysctls: AbstractMapping[str, str | None] = field(default_factory=dict)
-    network: Network = Network()
+    network: Network = field(default_factory=Network)
     interfaces: AbstractMapping[str, Interface] = field(default_factory=dict)
     #: Links with a route that takes answers to ::1.
     loopback_links: frozenset[str] = frozenset()

@@ -30,12 +30,12 @@ ORDER = (
     ("firewalls",),
     ("wishes", "access"),
     ("register",),
-    ("settings", "open_forward"),
+    ("settings", "open_forward", "doctor.facts"),
     ("events", "metrics", "limits", "shared"),
     ("kernel.nft_flags",),
     ("kernel.sysctl", "kernel.nft", "kernel.nft_rules", "kernel.conntrack", "kernel.network", "kernel.nft_monitor"),
     ("kernel.processes", "kernel.netns_paths", "kernel.listeners", "kernel.reservations", "kernel.only_one"),
-    ("kernel.host", "kernel.lifetimes", "kernel.ports"),
+    ("kernel.host", "kernel.lifetimes", "kernel.ports", "kernel.others", "kernel.reach", "kernel.doors"),
     ("table",),
     ("enforcer",),
     ("reconciler",),
@@ -50,7 +50,8 @@ ORDER = (
     ("check", "daemon"),
     ("__main__",),
     ("client",),
-    ("printing",),
+    ("printing", "doctor.findings"),
+    ("doctor.examination",),
     ("changes", "oci_hook"),
     ("cli",),
 )
@@ -59,6 +60,7 @@ LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name 
 PURE = (
     *("errors", "notation", "model", "document", "validation", "desired", "ruleset", "topology", "flows"),
     *("listing", "drift", "pace", "wishes", "access", "register", "messages", "matches", "forwarding", "firewalls"),
+    *("doctor.facts", "doctor.findings"),
 )
 IMPURE = {
     "asyncio",
@@ -88,7 +90,7 @@ def module(path: Path) -> str:
 
 
 FILES = {module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-MODULES = sorted(set(FILES) - {"nfportd", "nfportd.kernel", "nfportd.sources", "nfportd.api"})
+MODULES = sorted(set(FILES) - {"nfportd", "nfportd.kernel", "nfportd.sources", "nfportd.api", "nfportd.doctor"})
 
 
 def imports(name: str) -> set[str]:
@@ -154,7 +156,7 @@ def test_sources_know_no_nft_and_no_kernel(name: str) -> None:
         ("systemd", {"nfportd.journal", "nfportd.unit"}),
         ("click", {"nfportd.__main__", "nfportd.changes", "nfportd.cli"}),
         ("jeepney", {"nfportd.open_forward"}),
-        ("pyroute2", {"nfportd.kernel.conntrack", "nfportd.kernel.network"}),
+        ("pyroute2", {"nfportd.kernel.conntrack", "nfportd.kernel.network", "nfportd.kernel.reach"}),
     ],
 )
 def test_a_library_has_one_door(package: str, users: set[str]) -> None:
