@@ -16,7 +16,7 @@ from nfportd.notation import Family
 
 #: Names that nft's text can hold; the kernel allows any. What has another name is not followed.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
-_FAMILIES: dict[Family, tuple[str, str]] = {4: ("ip", "inet"), 6: ("ip6", "inet")}
+FAMILIES: dict[Family, tuple[str, str]] = {4: ("ip", "inet"), 6: ("ip6", "inet")}
 
 
 class Chain(NamedTuple):
@@ -36,6 +36,7 @@ class Hooked(NamedTuple):
     chain: Chain
     priority: int
     policy: str
+    type: str
 
 
 class Rule(NamedTuple):
@@ -56,17 +57,24 @@ class Ruleset(NamedTuple):
     sets: dict[Chain, tuple[str, ...]]
 
 
+Verdict = Literal["drop", "reject", "queue", "unknown", "dnat", "redirect", "snat", "masquerade"]
+
+
 class Place(NamedTuple):
-    """Where a packet ends: at a rule, by its handle, or by the policy of a base chain (None)."""
+    """Where a packet ends or is translated: at a rule, by its handle, or by the policy of a base chain (None).
+
+    `to`: what the rule makes of the address, where it says so.
+    """
 
     chain: Chain
     handle: int | None
-    verdict: Literal["drop", "reject", "queue", "unknown"]
+    verdict: Verdict
+    to: str = ""
 
     def __str__(self) -> str:
         if self.handle is None:
             return f"policy {self.verdict} of chain {self.chain}"
-        return f"rule {self.handle} of chain {self.chain} ({self.verdict})"
+        return f"rule {self.handle} of chain {self.chain} ({self.verdict}{f' to {self.to}' if self.to else ''})"
 
 
 class Obstacle(NamedTuple):
@@ -88,12 +96,13 @@ class Question(NamedTuple):
 
 @dataclass(slots=True)
 class Lookups:
-    """What is known of elements: the verdict that stands under a key (`True` in a set), or that it is not there."""
+    """What is known of elements: what stands under a key (a verdict, the kernel's bytes in a map, `True` in a set), or
+    that it is not there."""
 
-    answers: dict[Question, str | bool] = field(default_factory=dict)
+    answers: dict[Question, str | bytes | bool] = field(default_factory=dict)
     open: set[Question] = field(default_factory=set)
 
-    def ask(self, question: Question) -> str | bool | Doubt:
+    def ask(self, question: Question) -> str | bytes | bool | Doubt:
         """The answer; where there is none yet, a doubt, and the question is noted."""
         if question not in self.answers:
             self.open.add(question)
@@ -108,7 +117,8 @@ def bases(listing: Any, hook: str = "forward") -> list[Hooked]:
         chain = item.get("chain", {})
         names = chain.get("family"), chain.get("table"), chain.get("name")
         if chain.get("hook") == hook and names[0] in ("ip", "ip6", "inet") and all(map(_is_plain, names)):
-            found.append(Hooked(Chain(*names), chain["prio"], chain.get("policy", "accept")))
+            policy, kind = chain.get("policy", "accept"), chain.get("type", "filter")
+            found.append(Hooked(Chain(*names), chain["prio"], policy, kind))
     return sorted(found, key=lambda base: base.priority)
 
 
@@ -156,12 +166,12 @@ def complete(ruleset: Ruleset, chain: Chain, parts: dict[int, list[dict[str, Any
 
 def obstacles(ruleset: Ruleset, packet: Packet, lookups: Lookups) -> list[Obstacle]:
     """Every base chain that stops a packet, in the order in which it would meet them."""
-    walk = _Walk(ruleset, packet, lookups)
-    mine = (base for base in ruleset.bases if base.chain.family in _FAMILIES[packet.family])
+    walk = Walk(ruleset, packet, lookups)
+    mine = (base for base in ruleset.bases if base.chain.family in FAMILIES[packet.family])
     return [found for base in mine if (found := walk.through(base))]
 
 
-class _Outcome(NamedTuple):
+class Outcome(NamedTuple):
     """How a packet may leave a chain."""
 
     accepts: bool
@@ -177,21 +187,30 @@ _BY_TIME = {"limit", "quota", "ct count", "set", "map", "meter"}
 _VERDICTS = {"accept", "drop", "reject", "queue", "jump", "goto", "return"}
 #: Targets of iptables that end a packet's way; the others only look at it or change it.
 _TARGETS = {"REJECT": "reject", "NFQUEUE": "queue"}
-_ENDS: dict[str, Literal["drop", "reject", "queue"]] = {"drop": "drop", "reject": "reject", "queue": "queue"}
+_ENDS: dict[str, Verdict] = {"drop": "drop", "reject": "reject", "queue": "queue"}
+#: Translations end a packet's way through a base chain of type nat; translation.py reads them.
+TRANSLATIONS: dict[str, Verdict] = {
+    "dnat": "dnat",
+    "redirect": "redirect",
+    "snat": "snat",
+    "masquerade": "masquerade",
+}
+#: Keys of maps that spread packets over all of the map's elements.
+_SPREADS = {"numgen", "jhash", "symhash"}
 
 
-class _Walk:
+class Walk:
     """The way of one packet; a chain is followed once, for what it does depends on the packet alone."""
 
     def __init__(self, ruleset: Ruleset, packet: Packet, lookups: Lookups) -> None:
         self._rules, self._sets = ruleset.rules, ruleset.sets
-        self._packet = packet
+        self.packet = packet
         self._lookups = lookups
-        self._known: dict[Chain, _Outcome] = {}
+        self._known: dict[Chain, Outcome] = {}
 
     def through(self, base: Hooked) -> Obstacle | None:
         """The base chain as an obstacle, if it is one."""
-        found = self._follow(base.chain)
+        found = self.follow(base.chain)
         stops, accepts = found.stops, found.accepts
         if found.returns and base.policy == "drop":
             stops += (Place(base.chain, None, "drop"),)
@@ -201,12 +220,12 @@ class _Walk:
         places = tuple(dict.fromkeys(stops)) if accepts else stops[-1:]
         return Obstacle(base.chain, places, not accepts) if stops else None
 
-    def _follow(self, chain: Chain) -> _Outcome:
+    def follow(self, chain: Chain) -> Outcome:
         if chain not in self._known:
             self._known[chain] = self._pass(chain)
         return self._known[chain]
 
-    def _pass(self, chain: Chain) -> _Outcome:
+    def _pass(self, chain: Chain) -> Outcome:
         accepts, returns = False, False
         stops: tuple[Place, ...] = ()
         for rule in self._rules.get(chain, []):
@@ -214,75 +233,85 @@ class _Walk:
                 found = self._outcome(chain, rule, verdict)
                 accepts |= found.accepts
                 # A drop of some clients is meant for those; we think of one that no rule has singled out.
-                stops += found.stops if hit is not Doubt.CLIENT else ()
+                stops += tuple(each for each in found.stops if hit is not Doubt.CLIENT or each.verdict in TRANSLATIONS)
                 ends = "jump" not in verdict or not found.returns
                 returns |= found.returns and "jump" not in verdict
                 if hit is True and ends:
-                    return _Outcome(accepts, stops, returns)
-        return _Outcome(accepts, stops, True)
+                    return Outcome(accepts, stops, returns)
+        return Outcome(accepts, stops, True)
 
-    def _outcome(self, chain: Chain, rule: Rule, verdict: Any) -> _Outcome:
+    def _outcome(self, chain: Chain, rule: Rule, verdict: Any) -> Outcome:
         match verdict:
             case {"jump": {"target": name}} | {"goto": {"target": name}}:
-                return self._follow(chain._replace(name=name))
+                return self.follow(chain._replace(name=name))
             case {"accept": _}:
-                return _Outcome(True, (), False)
+                return Outcome(True, (), False)
             case {"return": _}:
-                return _Outcome(False, (), True)
+                return Outcome(False, (), True)
             case {"unknown": _}:
-                return _Outcome(True, (Place(chain, rule.handle, "unknown"),), True)
+                return Outcome(True, (Place(chain, rule.handle, "unknown"),), True)
+            case {"translation": (kind, to)}:
+                return Outcome(False, (Place(chain, rule.handle, kind, to),), False)
         how = next(kind for kind in _ENDS if kind in verdict)
         # Who reads the queue decides.
-        return _Outcome(how == "queue", (Place(chain, rule.handle, _ENDS[how]),), False)
+        return Outcome(how == "queue", (Place(chain, rule.handle, _ENDS[how]),), False)
 
     def _verdicts(self, chain: Chain, rule: Rule) -> Iterator[tuple[Answer, Any]]:
         """What a rule may decide, each with whether it does."""
         hit: Answer = True
         for statement in rule.statements:
-            match statement:
-                case {"vmap": {"key": key, "data": verdicts}}:
-                    yield from self._choices(chain, hit, value(key, self._packet), verdicts)
-                    return
-                case {"xt": {"type": "target", "name": name}} if name in _TARGETS:
-                    yield hit, {_TARGETS[name]: None}
-                    return
-                case dict() if statement.keys() & _VERDICTS:
-                    yield hit, statement
-                    return
+            ends = self.ends(chain, hit, statement)
+            if ends is not None:
+                yield from ends
+                return
             goes_on = self._goes_on(chain, statement)
             if goes_on is False:
                 return
             if goes_on is not True:
                 hit = both((hit, goes_on))
 
+    def ends(self, chain: Chain, hit: Answer, statement: Any) -> Iterable[tuple[Answer, Any]] | None:
+        """What a statement that ends a rule decides, with whether it does, after conditions with this answer."""
+        match statement:
+            case {"vmap": {"key": key, "data": verdicts}}:
+                return self.choices(chain, hit, key, verdicts)
+            case {"xt": {"type": "target", "name": name}} if name in _TARGETS:
+                return [(hit, {_TARGETS[name]: None})]
+            case dict() if statement.keys() & _VERDICTS:
+                return [(hit, statement)]
+        return None
+
     def _goes_on(self, chain: Chain, statement: Any) -> Answer:
         """Whether the rest of a rule is looked at after a statement."""
         match statement:
             case {"match": condition}:
-                return matches(condition, self._packet, self._contains(chain))
+                return matches(condition, self.packet, self._contains(chain))
             case {"xt": {"type": "match"} as entry}:
-                return xt_matches(entry, self._packet)
+                return xt_matches(entry, self.packet)
             case {"xt": {"type": "target"}}:
                 return True
         kind = next(iter(statement)) if isinstance(statement, dict) else ""
         return True if kind in _IDLE else Doubt.CLIENT if kind in _BY_TIME else Doubt.OPAQUE
 
-    def _choices(self, chain: Chain, hit: Answer, key: Any, verdicts: Any) -> Iterator[tuple[Answer, Any]]:
-        if isinstance(verdicts, str):
-            found: list[str | bool | Doubt] = []
+    def choices(self, chain: Chain, hit: Answer, key: Any, data: Any) -> Iterator[tuple[Answer, Any]]:
+        """What may stand in a map under a key of the packet's, a verdict or a value, each with whether it does."""
+        left = value(key, self.packet)
+        if isinstance(data, str):
+            found: list[str | bytes | bool | Doubt] = []
 
             def remember(name: str, parts: tuple[str | int, ...]) -> Answer:
                 found.append(self._look_up(chain, name, parts))
                 return found[0] if isinstance(found[0], Doubt) else bool(found[0])
 
-            there = both((hit, same(key, verdicts, remember)))
-            if found and isinstance(found[0], str):
-                yield there, _read_verdict(found[0])
-            elif there is not False:
-                yield there, {"unknown": None}
+            there = both((hit, same(left, data, remember)))
+            if there is not False:
+                yield there, _read_element(found[0] if found else Doubt.OPAQUE)
             return
-        for written, verdict in verdicts.get("set", []):
-            chosen = both((hit, same(key, written, self._contains(chain))))
+        choices = data.get("set", [])
+        for number, (written, verdict) in enumerate(choices, 1):
+            chosen = both((hit, same(left, written, self._contains(chain))))
+            if number == len(choices) and key.keys() & _SPREADS:
+                chosen = hit  # none of those before
             if chosen is not False:
                 yield chosen, verdict
 
@@ -293,12 +322,14 @@ class _Walk:
 
         return contains
 
-    def _look_up(self, chain: Chain, name: str, parts: tuple[str | int, ...]) -> str | bool | Doubt:
+    def _look_up(self, chain: Chain, name: str, parts: tuple[str | int, ...]) -> str | bytes | bool | Doubt:
         key = encoded(parts, self._sets.get(chain._replace(name=name), ()))
         return Doubt.OPAQUE if key is None else self._lookups.ask(Question(chain.family, chain.table, name, key))
 
 
-def _read_verdict(written: str) -> Any:
-    """`goto x` as `nft -j` would list it."""
-    kind, _, name = written.partition(" ")
+def _read_element(found: str | bytes | bool | Doubt) -> Any:
+    """A verdict (`goto x`) as `nft -j` would list it; bytes as they are."""
+    if isinstance(found, bytes):
+        return found
+    kind, _, name = found.partition(" ") if isinstance(found, str) else ("unknown", "", "")
     return {kind: {"target": name} if name else None}

@@ -45,9 +45,10 @@ def negated(answer: Answer) -> Answer:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """The first packet of a connection through a mapping, or of its answers, as it passes the forward hook.
+    """The first packet of a connection through a mapping, or of its answers, as it passes a hook.
 
-    The destination is the target's already. None: it is not known. `listen_port`: where the client had sent it.
+    None: it is not known; an interface of no name: there is none. `listen_port`: where the client had sent it. Where
+    it is not `translated`, the destination is not the target's yet; `local`: it is an address of this host.
     """
 
     family: Family
@@ -60,6 +61,8 @@ class Packet:
     oif: str | None = None
     listen_port: int | None = None
     reply: bool = False
+    translated: bool = True
+    local: bool = False
 
     def answered(self) -> Packet:
         """The first packet that comes back."""
@@ -132,8 +135,7 @@ def value(expression: Any, packet: Packet) -> Any:
         case {"ct": {"key": key, **more}}:
             return _tracked(str(key), str(more.get("dir", "")), packet)
         case {"fib": {"result": result, "flags": flags}}:
-            # What is forwarded does not go to an address of this host; that a source has a way is taken for granted.
-            return "unicast" if result == "type" and "daddr" in flags else _SOME_WAY
+            return _fib(result, flags, packet)
         case {"concat": parts}:
             values = tuple(value(part, packet) for part in parts)
             return _ABSENT if _ABSENT in values else values
@@ -142,12 +144,20 @@ def value(expression: Any, packet: Packet) -> Any:
     return _OPAQUE
 
 
+def _fib(result: str, flags: Any, packet: Packet) -> Any:
+    if result != "type" or "daddr" not in flags:
+        return _SOME_WAY  # that a source has one is taken for granted
+    if packet.local and {"iif", "oif"} & set(flags):
+        return _OPAQUE  # whether this very link has the address is not known
+    return "local" if packet.local else "unicast"
+
+
 def _meta(key: str, packet: Packet) -> Any:
     match key:
         case "iif" | "iifname":
-            return packet.iif or _SOME_LINK
+            return _SOME_LINK if packet.iif is None else packet.iif
         case "oif" | "oifname":
-            return packet.oif or _SOME_LINK
+            return _SOME_LINK if packet.oif is None else packet.oif
         case "l4proto":
             return packet.protocol
         case "nfproto":
@@ -185,11 +195,12 @@ def _tracked(key: str, direction: str, packet: Packet) -> Any:
         return frozenset({"established" if packet.reply else "new"})
     if key == "status":
         # `translated`: bits without a name, which is why `ct status dnat` as an equation is never true.
-        return frozenset({"dnat", "translated"} | ({"seen-reply", "confirmed"} if packet.reply else set()))
+        done = {"dnat", "translated"} if packet.translated else set()
+        return frozenset(done | ({"seen-reply", "confirmed"} if packet.reply else set()))
     if key == "direction":
         return "reply" if packet.reply else "original"
     if (key, direction) == ("proto-dst", "original"):
-        return packet.listen_port or _SOMEBODY
+        return packet.listen_port or (not packet.translated and packet.dport) or _SOMEBODY
     return packet.protocol if key == "protocol" else _SOMEBODY
 
 
@@ -314,6 +325,9 @@ _SEEN_REPLY, _CONFIRMED, _DST_NAT = 1 << 1, 1 << 3, 1 << 5  # enum ip_conntrack_
 # Of linux/netfilter/xt_multiport.h: struct xt_multiport_v1.
 _MULTIPORT = struct.Struct("=BB15H15BB")
 _DESTINATIONS = 1
+# Of linux/netfilter/xt_addrtype.h: struct xt_addrtype_info_v1, XT_ADDRTYPE_*.
+_ADDRTYPE = struct.Struct("=HHI")
+_UNICAST_TYPE, _LOCAL_TYPE, _INVERT_DEST, _OF_ONE_LINK = 1 << 1, 1 << 2, 1 << 1, 1 << 2 | 1 << 3
 
 
 def xt_matches(entry: Any, packet: Packet) -> Answer:
@@ -328,6 +342,8 @@ def xt_matches(entry: Any, packet: Packet) -> Answer:
             return _xt_conntrack(info, packet)
         case {"name": "multiport", "rev": 1, "info": bytes(info)} if len(info) >= _MULTIPORT.size:
             return _xt_multiport(info, packet)
+        case {"name": "addrtype", "rev": 1, "info": bytes(info)} if len(info) >= _ADDRTYPE.size:
+            return _xt_addrtype(info, packet)
         case {"name": "limit" | "hashlimit" | "connlimit" | "recent" | "statistic" | "time" | "quota" | "mark"}:
             return Doubt.CLIENT
     return Doubt.OPAQUE
@@ -337,10 +353,10 @@ def _xt_conntrack(info: bytes, packet: Packet) -> Answer:
     asked, inverted, states, statuses = _CONNTRACK.unpack_from(info)
     answers: list[Answer] = []
     if asked & _STATE:
-        mine = _DNAT | (_ESTABLISHED if packet.reply else _NEW)
+        mine = (_DNAT if packet.translated else 0) | (_ESTABLISHED if packet.reply else _NEW)
         answers.append(bool(mine & states) != bool(inverted & _STATE))
     if asked & _STATUS:
-        mine = _DST_NAT | (_SEEN_REPLY | _CONFIRMED if packet.reply else 0)
+        mine = (_DST_NAT if packet.translated else 0) | (_SEEN_REPLY | _CONFIRMED if packet.reply else 0)
         answers.append(bool(mine & statuses) != bool(inverted & _STATUS))
     if asked & ~(_STATE | _STATUS | _STATE_ALIAS):
         answers.append(Doubt.OPAQUE)
@@ -360,3 +376,11 @@ def _xt_multiport(info: bytes, packet: Packet) -> Answer:
         found |= ports[number] <= packet.dport <= ports[last]
         number = last + 1
     return found != bool(inverted)
+
+
+def _xt_addrtype(info: bytes, packet: Packet) -> Answer:
+    source, destination, flags = _ADDRTYPE.unpack_from(info)
+    if source or flags & _OF_ONE_LINK:
+        return Doubt.OPAQUE
+    mine = _LOCAL_TYPE if packet.local else _UNICAST_TYPE
+    return bool(destination & mine) != bool(flags & _INVERT_DEST)

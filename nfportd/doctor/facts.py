@@ -139,7 +139,7 @@ class Door(NamedTuple):
 class Conntrack(NamedTuple):
     """Entries of the connection tracking table, and how many it takes."""
 
-    count: int
+    entries: int
     limit: int
 
 

@@ -50,8 +50,8 @@ def xt_parts(family: str, table: str, chain: str) -> dict[int, list[dict[str, An
     return found
 
 
-def element(family: str, table: str, name: str, key: bytes) -> str | bool:
-    """Whether a set has a key, and in a verdict map the verdict that stands there, as nft writes it.
+def element(family: str, table: str, name: str, key: bytes) -> str | bytes | bool:
+    """Whether a set has a key, and in a map what stands there: the verdict, as nft writes it, or the value's bytes.
 
     Raises OSError where the kernel does not tell.
     """
@@ -64,7 +64,7 @@ def element(family: str, table: str, name: str, key: bytes) -> str | bool:
         return False
     value = dict(_attributes(dict(_attributes(dict(_attributes(elements))[_LIST_ELEMENT])).get(_DATA, b"")))
     if _VERDICT not in value:
-        return True
+        return value.get(_VALUE, True)
     verdict = dict(_attributes(value[_VERDICT]))
     kind = _VERDICTS.get(int.from_bytes(verdict[_CODE], "big", signed=True), "unknown")
     return f"{kind} {_text(verdict[_TO])}" if _TO in verdict else kind

@@ -27,7 +27,7 @@ ORDER = (
     ("flows",),
     ("matches",),
     ("forwarding",),
-    ("firewalls",),
+    ("firewalls", "translation"),
     ("wishes", "access"),
     ("register",),
     ("settings", "open_forward", "doctor.facts"),
@@ -60,7 +60,7 @@ LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name 
 PURE = (
     *("errors", "notation", "model", "document", "validation", "desired", "ruleset", "topology", "flows"),
     *("listing", "drift", "pace", "wishes", "access", "register", "messages", "matches", "forwarding", "firewalls"),
-    *("doctor.facts", "doctor.findings"),
+    *("translation", "doctor.facts", "doctor.findings"),
 )
 IMPURE = {
     "asyncio",
