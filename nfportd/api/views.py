@@ -12,7 +12,7 @@ from typing import Any
 
 from nfportd import desired as state
 from nfportd.api.bodies import Conflict, MappingState, Owner, OwnerSummary, Process
-from nfportd.desired import Claim, Slot
+from nfportd.desired import RECOVERED, Claim, Slot
 from nfportd.model import Mapping, listens
 from nfportd.reconciler import Reconciler
 from nfportd.wishes import Held, rfc3339
@@ -98,8 +98,9 @@ class Views:
         )
 
     def _conflicts(self, claim: Claim) -> list[Conflict]:
-        # Only a drop-in waits, and few do: looking at every key of a range is left to those.
-        if not claim.owner.startswith("file:"):
+        # Only a drop-in waits, or what was found without an owner, and few do: looking at every key of a range is left
+        # to those.
+        if not claim.owner.startswith("file:") and claim.owner != RECOVERED:
             return []
         found: dict[str, Conflict] = {}
         for key, _ in claim.mapping.endpoints():
