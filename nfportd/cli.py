@@ -1,11 +1,12 @@
 """The command `nfportctl`, for people at a terminal: what asks, and how errors end.
 
-Must not reach past the API (but for `check`, which works without the daemon). The one idea: every command is one
-question to the daemon and one way to print its answer; errors become sentences and an exit status in one place.
+Must not reach past the API (but for `check` and `doctor`, which work without the daemon). The one idea: every command
+is one question to the daemon and one way to print its answer; errors become sentences and an exit status in one place.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -31,17 +32,21 @@ def _fail(lines: Iterable[str], status: int) -> NoReturn:
     sys.exit(status)
 
 
+#: Commands that bring much of the daemon with them, loaded when they are called: where each is.
+_LATER = {"check": "nfportd.__main__:check_command", "doctor": "nfportd.doctor.command:doctor_command"}
+
+
 class _Commands(click.Group):
-    """All commands. `check` brings all of the daemon with it and is loaded when it is called."""
+    """All commands."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return sorted([*super().list_commands(context), "check"])
+        return sorted([*super().list_commands(context), *_LATER])
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name == "check":
-            from nfportd.__main__ import check_command  # noqa: PLC0415
-
-            return check_command
+        if name in _LATER:
+            module, _, command = _LATER[name].partition(":")
+            found: click.Command = getattr(importlib.import_module(module), command)
+            return found
         return super().get_command(context, name)
 
     def invoke(self, context: click.Context) -> object:
@@ -74,6 +79,7 @@ def main(context: click.Context, socket: str) -> None:
       nfportctl add 8080 10.88.0.11:80 --name web   # in force when it returns
       nfportctl list                                # what is published, to where, by whom, how often used
       nfportctl status                              # what is not in force, and why
+      nfportctl doctor web                          # why it does not work
       nfportctl remove web
 
     Exit status: 0 done, 1 the input or the state is wrong, 2 wrong usage, 3 the daemon does not answer, 4 refused

@@ -6,7 +6,7 @@ looked at as well as what is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +14,7 @@ from nfportd.doctor.facts import Facts
 
 
 class Cause(StrEnum):
-    """Every cause that doctor knows; docs/doctor.md has a line for each."""
+    """Every cause that doctor knows; docs/doctor.md says of each what it means."""
 
     # the daemon
     DAEMON_NOT_RUNNING = "daemon-not-running"
@@ -26,6 +26,7 @@ class Cause(StrEnum):
     STORE_RECOVERED = "store-recovered"
     STATE_NOT_TRUSTED = "state-not-trusted"
     FILE_BROKEN = "file-broken"
+    FILE_IGNORED = "file-ignored"
     # its mappings
     MAPPING_WAITS = "mapping-waits"
     MAPPING_REFUSED = "mapping-refused"
@@ -60,7 +61,7 @@ class Cause(StrEnum):
     TARGET_REFUSES = "target-refuses"
     TARGET_REJECTS = "target-rejects"
     TARGET_SILENT = "target-silent"
-    ANSWERS_PASS_BY = "answers-pass-by"
+    ANSWERS_GO_ELSEWHERE = "answers-go-elsewhere"
 
 
 #: error: connections fail now. warning: some of them do, or soon will, or nfportd cannot tell.
@@ -84,7 +85,7 @@ class Finding(NamedTuple):
 
 
 class Unseen(NamedTuple):
-    """Something could not be looked at; why, and what would help."""
+    """Something could not be looked at: why."""
 
     why: str
 
@@ -93,7 +94,7 @@ class Check(NamedTuple):
     """One thing that is looked at, by its name for people."""
 
     name: str
-    judge: Callable[[Facts], list[Finding] | Unseen]
+    judge: Callable[[Facts], Iterable[Finding | Unseen]]
 
 
 class Report(NamedTuple):

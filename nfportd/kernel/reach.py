@@ -62,11 +62,15 @@ class Reach:
 
     async def interfaces(self) -> dict[str, Interface]:
         """The links by name."""
+        addresses: dict[int, list[str]] = {}
+        async for message in await self._ipr.addr("dump"):
+            written = f"{message.get('IFA_LOCAL') or message.get('IFA_ADDRESS')}/{message['prefixlen']}"
+            addresses.setdefault(message["index"], []).append(written)
         found = {}
         async for message in await self._ipr.link("dump"):
             name, kind = message.get("IFLA_IFNAME"), (message.get("IFLA_LINKINFO") or {}).get("IFLA_INFO_KIND")
             up, carrier = bool(message["flags"] & _UP), bool(message["flags"] & _LOWER_UP)
-            found[name] = Interface(name, up, carrier, kind or "")
+            found[name] = Interface(name, up, carrier, kind or "", tuple(addresses.get(message["index"], ())))
         return found
 
     async def neighbours(self) -> dict[tuple[str, str], str]:
