@@ -124,8 +124,3 @@ def begin(lab: Lab, start: Callable[..., Daemon]) -> Begin:
         return Patient(lab, start({"web.yaml": dropin(*mappings or (WEB,))}, **options))
 
     return started
-
-
-def held(mappings: list[Json]) -> Json:
-    """A body of the API."""
-    return {"mappings": mappings}
