@@ -1,7 +1,7 @@
 """The command `nfportctl`, for people at a terminal: what asks, and how errors end.
 
-Must not reach past the API (but for `check`, which works without the daemon). The one idea: every command is one
-question to the daemon and one way to print its answer; errors become sentences and an exit status in one place.
+Must not reach past the API (but for `check` and `doctor`, which work without the daemon). The one idea: every command
+is one question to the daemon and one way to print its answer; errors become sentences and an exit status in one place.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def _fail(lines: Iterable[str], status: int) -> NoReturn:
 #: Commands that are loaded when they are called: the module and its click command. `check` brings all of the daemon.
 _LAZY = {
     "check": ("nfportd.__main__", "check_command"),
+    "doctor": ("nfportd.doctor.command", "doctor_command"),
     "report": ("nfportd.report.command", "command"),
     "top": ("nfportd.top", "command"),
     "trace": ("nfportd.trace.command", "trace"),
@@ -87,6 +88,7 @@ def main(context: click.Context, socket: str) -> None:
       nfportctl list                                # what is published, to where, by whom, how often used
       nfportctl status                              # what is not in force, and why
       nfportctl top                                 # the busiest mappings, as it happens
+      nfportctl doctor web                          # why it does not work
       nfportctl remove web
 
     Exit status: 0 done, 1 the input or the state is wrong, 2 wrong usage, 3 the daemon does not answer, 4 refused

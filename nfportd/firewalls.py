@@ -150,13 +150,31 @@ def whose(ruleset: Ruleset, base: Chain) -> Firewall:
     return Firewall.UFW if beside & {"ufw-user-forward", "ufw6-user-forward"} else Firewall.IPTABLES
 
 
+#: How rich rules for mappings begin: no packet has this destination where firewalld looks for one, so they translate
+#: nothing.
+RICH_RULES: dict[Family, str] = {
+    4: 'rule family="ipv4" destination address="127.0.0.1" forward-port ',
+    6: 'rule family="ipv6" destination address="::1" forward-port ',
+}
+
+
+def rich_rule(connection: Connection) -> str:
+    """The rule, as firewalld itself writes it, by which it lets a connection pass.
+
+    firewalld 2.3 accepts by the port that was asked for alone (`ct original proto-dst`), whichever rule names it; its
+    plain forward port would also translate connections *through* this host to that port, whoever they are for.
+    """
+    to = f'to-port="{connection.target.ports}" to-addr="{connection.target.address}"'
+    listen = f'port="{connection.listen}" protocol="{connection.protocol}"'
+    return f"{RICH_RULES[connection.family]}{listen} {to}"
+
+
 def _commands(firewall: Firewall, base: Chain, connection: Connection) -> list[str]:
     address, ports = connection.target.address, connection.target.ports
     iptables = "iptables" if connection.family == 4 else "ip6tables"
     match firewall:
         case Firewall.FIREWALLD:
-            forward = f"port={connection.listen}:proto={connection.protocol}:toport={ports}:toaddr={address}"
-            return [f"firewall-cmd --add-forward-port={forward}"]
+            return [f"firewall-cmd --add-rich-rule='{rich_rule(connection)}'"]
         case Firewall.UFW:
             written = str(ports).replace("-", ":")
             return [f"ufw route allow proto {connection.protocol} from any to {address} port {written}"]

@@ -9,21 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
-from nfportd import firewalls, forwarding
+from nfportd import firewalls
 from nfportd.errors import KernelRefused
 from nfportd.firewalls import Connection, Finding
-from nfportd.forwarding import Lookups, Question, Ruleset
+from nfportd.kernel import others
 from nfportd.kernel.nft import Nft, NftDied
-from nfportd.kernel.nft_rules import element, xt_parts
 from nfportd.messages import Message, about
-from nfportd.notation import Family
 from nfportd.open_forward import OpenForward
 from nfportd.reconciler import Reconciler
-from nfportd.ruleset import TABLE
 
 _log = logging.getLogger(__name__)
 
@@ -37,13 +33,8 @@ _AGAIN = 10.0
 _FRESH = 0.2
 #: The same after nft has crashed over others' rules (1.0.6 does over a table that a newer one gave an owner).
 _AFTER_CRASH = 600.0
-#: So many connections are followed, and so many rules for all of them (some 20 microseconds each); what stops the
-#: first ones seldom lets the others pass.
-_MOST, _RULES = 200, 30_000
-#: Elements are asked for so many times: what one says may lead to others.
-_ROUNDS = 6
-#: Where the kernel names the tables of iptables-legacy; only root may read it.
-_LEGACY: dict[Family, Path] = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}
+#: So many connections are followed.
+_MOST = 200
 
 
 class Obstacles:
@@ -93,7 +84,7 @@ class Obstacles:
     async def _look(self) -> None:
         asked = list(islice(self._connections(), _MOST))
         try:
-            found = await self._stopped(asked) + list(_legacy()) if asked else []
+            found = await others.stops(self._nft, asked)
         except Exception as error:  # others write what they like, and nft lists it as its version likes
             if repr(error) != self._trouble:
                 known = isinstance(error, KernelRefused | OSError)
@@ -114,28 +105,6 @@ class Obstacles:
                         seen.add(connection)
                         yield connection
 
-    async def _stopped(self, asked: list[Connection]) -> list[Finding]:
-        ruleset, lookups = await self._read(), Lookups()
-        asked = asked[: 1 + _RULES // (1 + sum(map(len, ruleset.rules.values())))]
-        found = await asyncio.to_thread(firewalls.findings, ruleset, asked, lookups)
-        for _ in range(_ROUNDS):
-            questions, lookups.open = lookups.open, set()
-            if not questions:
-                break
-            lookups.answers |= await asyncio.to_thread(_elements, questions)
-            found = await asyncio.to_thread(firewalls.findings, ruleset, asked, lookups)
-        return found
-
-    async def _read(self) -> Ruleset:
-        """The tables that have a say in what is forwarded; the others, however large, are not listed."""
-        bases = forwarding.bases(await self._nft.listed("list chains"))
-        tables = dict.fromkeys(base.chain[:2] for base in bases if base.chain[:2] != ("inet", TABLE))
-        listings = [await self._nft.listed(f"list table {family} {table}") for family, table in tables]
-        ruleset = forwarding.read(listings)
-        for chain in forwarding.opaque(ruleset):
-            forwarding.complete(ruleset, chain, await asyncio.to_thread(xt_parts, *chain))
-        return ruleset
-
     def _tell(self, found: list[Finding]) -> None:
         before = {(each.chain, each.firewall, each.certain): each for each in self._found}
         now = {(each.chain, each.firewall, each.certain): each for each in found}
@@ -148,16 +117,3 @@ class Obstacles:
         for key in now.keys() - before.keys():
             level = logging.WARNING if now[key].certain else logging.INFO
             _log.log(level, "%s", now[key], extra=about(Message.STOPPED_BY_OTHERS))
-
-
-def _elements(questions: Iterable[Question]) -> dict[Question, str | bytes | bool]:
-    return {question: element(*question) for question in questions}
-
-
-def _legacy() -> Iterator[Finding]:
-    for family, names in _LEGACY.items():
-        try:
-            if "filter" in names.read_text().split():
-                yield firewalls.legacy(family)
-        except OSError as error:
-            _log.debug("whether iptables-legacy is in use cannot be told: %s", error)

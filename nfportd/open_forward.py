@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from nfportd.firewalls import Connection, Finding, Firewall
+from nfportd.firewalls import RICH_RULES, Connection, Finding, Firewall, rich_rule
 
 _log = logging.getLogger(__name__)
 
@@ -24,22 +24,6 @@ _DENIED = "org.fedoraproject.FirewallD1.NotAuthorizedException"
 _PATIENCE = 20.0
 #: So many are asked for: firewalld takes 25 ms for each, also at a stop.
 _MOST = 300
-#: How our rules begin: no packet has this destination where firewalld looks for one, so they translate nothing.
-_OURS = {
-    4: 'rule family="ipv4" destination address="127.0.0.1" forward-port ',
-    6: 'rule family="ipv6" destination address="::1" forward-port ',
-}
-
-
-def rich_rule(connection: Connection) -> str:
-    """The rule, as firewalld itself writes it, by which it lets a connection pass.
-
-    firewalld 2.3 accepts by the port that was asked for alone (`ct original proto-dst`), whichever rule names it; its
-    plain forward port would also translate connections *through* this host to that port, whoever they are for.
-    """
-    to = f'to-port="{connection.target.ports}" to-addr="{connection.target.address}"'
-    listen = f'port="{connection.listen}" protocol="{connection.protocol}"'
-    return f"{_OURS[connection.family]}{listen} {to}"
 
 
 class OpenForward:
@@ -86,7 +70,7 @@ async def _change(rules: set[str], stops: bool) -> set[str]:
 
     async with open_dbus_router("SYSTEM") as router:
         (listed,) = await _call(router, "getRichRules", "s", "")
-        present = {rule for rule in listed if rule.startswith(tuple(_OURS.values()))}
+        present = {rule for rule in listed if rule.startswith(tuple(RICH_RULES.values()))}
         wanted = rules if stops or present else set()
         refusals = []
         for rule in sorted(wanted ^ present):

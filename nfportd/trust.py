@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Set as AbstractSet
 from pathlib import Path
 
 from nfportd.errors import NotPossible
@@ -17,12 +17,13 @@ from nfportd.errors import NotPossible
 _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def distrust(path: Path, found: os.stat_result) -> str | None:
+def distrust(path: Path, found: os.stat_result, users: AbstractSet[int] = frozenset()) -> str | None:
     """Why what was found at a path cannot be trusted, and what mends it; None if it can.
 
-    An access control list needs no look of its own: what it grants others shows in the mode of the group.
+    `users`: who is trusted besides root and this process's own user. An access control list needs no look of its own:
+    what it grants others shows in the mode of the group.
     """
-    if found.st_uid not in (0, os.geteuid()):
+    if found.st_uid not in (0, os.geteuid(), *users):
         return f"belongs to {_user(found.st_uid)}, who is neither root nor nfportd's user; run: chown root {path}"
     mode = stat.S_IMODE(found.st_mode)
     if mode & _WRITABLE:
@@ -39,15 +40,20 @@ def require(directories: Iterable[Path]) -> None:
 
 
 def _require(path: Path) -> None:
+    if why := distrust_entry(path):
+        raise NotPossible(f"{path} {why}")
+
+
+def distrust_entry(path: Path, users: AbstractSet[int] = frozenset()) -> str | None:
+    """The same of a directory, or of what is in it; None also for what has gone meanwhile."""
     try:
         found = path.lstat()
-    except FileNotFoundError:  # gone meanwhile
-        return
+    except FileNotFoundError:
+        return None
     # The mode of a socket says who may connect, that of a link nothing.
-    if not stat.S_ISSOCK(found.st_mode) and not stat.S_ISLNK(found.st_mode):
-        why = distrust(path, found)
-        if why:
-            raise NotPossible(f"{path} {why}")
+    if stat.S_ISSOCK(found.st_mode) or stat.S_ISLNK(found.st_mode):
+        return None
+    return distrust(path, found, users)
 
 
 def _user(uid: int) -> str:

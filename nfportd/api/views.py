@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from nfportd import loopback
 from nfportd.api.bodies import Conflict, MappingState, Minute, Owner, OwnerSummary, Process, Share
-from nfportd.desired import Claim
+from nfportd.desired import RECOVERED, Claim
 from nfportd.model import Mapping, listens
 from nfportd.reconciler import Reconciler
 from nfportd.traffic import Packed, Traffic, packed, unpacked
@@ -161,8 +161,9 @@ class Views:
         return {"connections": sum(map(traffic.connections, keys)), "rate": rate}
 
     def _conflicts(self, claim: Claim) -> list[Conflict]:
-        # Only a drop-in waits, and few do: looking at every key of a range is left to those.
-        if not claim.owner.startswith("file:"):
+        # Only a drop-in waits, or what was found without an owner, and few do: looking at every key of a range is left
+        # to those.
+        if not claim.owner.startswith("file:") and claim.owner != RECOVERED:
             return []
         found: dict[str, Conflict] = {}
         for key, _ in claim.mapping.endpoints():

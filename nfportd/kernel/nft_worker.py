@@ -14,8 +14,6 @@ import struct
 import sys
 from typing import Any
 
-import nftables
-
 #: Flags of a request (those below) or the status of an answer (0: done), then the length of its text in bytes.
 HEADER = struct.Struct("!BI")
 JSON, TERSE, DRY_RUN, HANDLES = 1, 2, 4, 8
@@ -38,11 +36,14 @@ def main() -> None:
         return
     with socket.socket(fileno=int(sys.argv[1])) as channel, channel.makefile("rwb") as stream:
         try:
+            import nftables  # noqa: PLC0415 where it is missing, that is an answer like others
+
             # libnftables ends the process where it cannot open such a socket.
             socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER).close()
             nft = nftables.Nftables()
-        except OSError as error:
-            _answer(stream, 1, f"no libnftables, or no netlink socket for it: {error.strerror or error}".encode())
+        except (OSError, ImportError) as error:
+            why = getattr(error, "strerror", None) or error
+            _answer(stream, 1, f"no libnftables, or no netlink socket for it: {why}".encode())
             return
         # The kernel gives a socket its port when something is sent. For most lists nft 1.0.6 fetches every element.
         nft.cmd("list flowtables inet")
@@ -61,7 +62,7 @@ def _answer(stream: Any, status: int, text: bytes) -> None:
     stream.flush()
 
 
-def _run(nft: nftables.Nftables, flags: int, text: bytes) -> tuple[int, bytes]:
+def _run(nft: Any, flags: int, text: bytes) -> tuple[int, bytes]:
     nft.set_json_output(bool(flags & JSON))
     nft.set_terse_output(bool(flags & TERSE))
     nft.set_dry_run(bool(flags & DRY_RUN))

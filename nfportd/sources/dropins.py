@@ -31,6 +31,11 @@ def is_dropin(name: str) -> bool:
     return name.endswith(".yaml") and not name.startswith((".", "#"))
 
 
+def looks_like_one(name: str) -> bool:
+    """Whether somebody may have meant a file name to be one of ours."""
+    return name.endswith((".yml", ".YAML", ".json"))
+
+
 def owner(name: str) -> str:
     """The owner that a file is."""
     return f"file:{name}"
@@ -113,7 +118,7 @@ class DropIns:
             self.unread |= error.errno in _PASSING
             return list(self._digests)
         for name in sorted(found):
-            if name.endswith((".yml", ".YAML", ".json")):
+            if looks_like_one(name):
                 _log.warning("%s/%s: ignored, only files named *.yaml are read", self.directory, name)
         return found
 

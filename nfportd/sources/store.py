@@ -7,6 +7,7 @@ both have happened, and a crash between leaves a content that the next start bri
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import sqlite3
@@ -151,6 +152,19 @@ class Store:
             raise NotStored(f"{' and '.join(str(p) for p in self._paths.values())}: {error}") from None
         for persistent in self._owners:
             self._owners[persistent] = (self._owners[persistent] | kept[persistent].keys()) - gone[persistent]
+
+
+def peek(path: Path, *, persistent: bool) -> dict[str, Held]:
+    """What a file holds, read beside a daemon that may use it, and without changing it.
+
+    Raises sqlite3.Error, and ValueError, KeyError or TypeError for what no daemon of this version has written.
+    """
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        verdict = database.execute("PRAGMA quick_check").fetchone()[0]
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
+        rows = database.execute("SELECT owner, since, content FROM owners").fetchall()
+    return {owner: Held(_content(json.loads(text), persistent), since) for owner, since, text in rows}
 
 
 _UPSERT = "INSERT OR REPLACE INTO {}.owners VALUES (?, ?, ?)"

@@ -79,8 +79,10 @@ CASES = [
         "firewalld",
         {V4: "inet firewalld filter_FORWARD", V6: "inet firewalld filter_FORWARD"},
         {
-            V4: "firewall-cmd --add-forward-port=port=8080:proto=tcp:toport=80:toaddr=10.88.0.11",
-            V6: "firewall-cmd --add-forward-port=port=8080:proto=tcp:toport=80:toaddr=fd88::11",
+            V4: 'firewall-cmd --add-rich-rule=\'rule family="ipv4" destination address="127.0.0.1" forward-port '
+            'port="8080" protocol="tcp" to-port="80" to-addr="10.88.0.11"\'',
+            V6: 'firewall-cmd --add-rich-rule=\'rule family="ipv6" destination address="::1" forward-port '
+            'port="8080" protocol="tcp" to-port="80" to-addr="fd88::11"\'',
         },
     ),
 ]

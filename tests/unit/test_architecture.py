@@ -35,13 +35,14 @@ ORDER = (
     ("trace.story",),
     ("wishes", "access"),
     ("register",),
-    ("settings", "open_forward"),
+    ("settings", "open_forward", "doctor.facts"),
     ("events", "metrics", "limits", "shared"),
     ("kernel.nft_flags", "kernel.nft_elements", "kernel.sysctl", "kernel.netlink"),
     ("kernel.bridges", "kernel.meant"),
     ("kernel.nft", "kernel.nft_rules", "kernel.conntrack", "kernel.network", "kernel.nft_monitor"),
     ("kernel.processes", "kernel.netns_paths", "kernel.listeners", "kernel.reservations", "kernel.only_one"),
     ("kernel.host", "kernel.lifetimes", "kernel.ports", "kernel.counters", "kernel.path", "kernel.nft_trace"),
+    ("kernel.others", "kernel.reach", "kernel.doors"),
     ("trace.reading", "trace.live"),
     ("trace.session",),
     ("counts",),
@@ -62,7 +63,12 @@ ORDER = (
     ("check", "daemon"),
     ("__main__",),
     ("client", "columns"),
-    ("printing", "naming", "report.markup", "report.style"),
+    ("printing", "naming", "report.markup", "report.style", "doctor.findings"),
+    ("doctor.asking", "doctor.daemon", "doctor.rules", "doctor.host"),
+    ("doctor.targets", "doctor.gathering"),
+    ("doctor.judgement",),
+    ("doctor.examination",),
+    ("doctor.command",),
     ("changes", "oci_hook", "top", "report.health", "report.page", "trace.command"),
     ("report.command",),
     ("cli",),
@@ -75,6 +81,7 @@ PURE = (
     *("messages", "matches", "forwarding", "firewalls"),
     *("translation", "trace.facts", "trace.near", "trace.others", "trace.watch", "trace.story", "trace.seen"),
     *("trace.telling", "trace.delivery"),
+    *("doctor.facts", "doctor.findings"),
 )
 IMPURE = {
     "asyncio",
@@ -104,7 +111,7 @@ def module(path: Path) -> str:
 
 
 FILES = {module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-PACKAGES = {"nfportd", *(f"nfportd.{name}" for name in ("api", "kernel", "report", "sources", "trace"))}
+PACKAGES = {"nfportd", *(f"nfportd.{name}" for name in ("api", "doctor", "kernel", "report", "sources", "trace"))}
 MODULES = sorted(set(FILES) - PACKAGES)
 
 
@@ -173,11 +180,14 @@ def test_sources_know_no_nft_and_no_kernel(name: str) -> None:
             "click",
             {
                 *(f"nfportd.{each}" for each in ("__main__", "changes", "cli", "naming", "top")),
-                *("nfportd.report.command", "nfportd.trace.command"),
+                *(f"nfportd.{each}.command" for each in ("doctor", "report", "trace")),
             },
         ),
         ("jeepney", {"nfportd.open_forward"}),
-        ("pyroute2", {"nfportd.kernel.conntrack", "nfportd.kernel.network", "nfportd.kernel.path"}),
+        (
+            "pyroute2",
+            {"nfportd.kernel.conntrack", "nfportd.kernel.network", "nfportd.kernel.path", "nfportd.kernel.reach"},
+        ),
     ],
 )
 def test_a_library_has_one_door(package: str, users: set[str]) -> None:

@@ -54,7 +54,8 @@ def found(family: str, table: str, base: str, *beside: str, of: Connection = WEB
         (
             "inet firewalld filter_FORWARD",
             "firewalld",
-            "firewall-cmd --add-forward-port=port=8080:proto=tcp:toport=80:toaddr=10.88.0.11",
+            'firewall-cmd --add-rich-rule=\'rule family="ipv4" destination address="127.0.0.1" forward-port '
+            'port="8080" protocol="tcp" to-port="80" to-addr="10.88.0.11"\'',
         ),
         ("inet filter FORWARD", "nftables", "nft insert rule inet filter FORWARD ct status dnat accept"),
         ("ip own fw", "nftables", "nft insert rule ip own fw ct status dnat accept"),
@@ -79,7 +80,8 @@ def test_each_is_told_in_its_own_words(chain: str, firewall: str, command: str) 
         ),
         (
             "inet firewalld filter_FORWARD",
-            "firewall-cmd --add-forward-port=port=20000-20009:proto=udp:toport=30000-30009:toaddr=fd88::11",
+            'firewall-cmd --add-rich-rule=\'rule family="ipv6" destination address="::1" forward-port '
+            'port="20000-20009" protocol="udp" to-port="30000-30009" to-addr="fd88::11"\'',
         ),
     ],
 )
