@@ -10,7 +10,7 @@ import bisect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping as AbstractMapping, Set as AbstractSet
 from enum import Enum
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from nfportd.model import Blocker, Endpoint, Key, Mapping, Protocol
 from nfportd.notation import FAMILIES, Family
@@ -167,11 +167,11 @@ class Desired:
 
     def _isolate(self, key: Key, holder: Claim) -> None:
         if holder.mapping.isolate:
-            self._isolating.setdefault(_isolated(key, holder.mapping.endpoint(key)), set()).add(key)
+            self._isolating.setdefault(isolated(key, holder.mapping.endpoint(key)), set()).add(key)
 
     def _open(self, key: Key, holder: Claim) -> None:
         if holder.mapping.isolate:
-            slot = _isolated(key, holder.mapping.endpoint(key))
+            slot = isolated(key, holder.mapping.endpoint(key))
             self._isolating[slot].remove(key)
             if not self._isolating[slot]:
                 del self._isolating[slot]
@@ -283,7 +283,7 @@ class Desired:
             claim = self.holder(key)
             for each in (former, claim):
                 if each is not None and each.mapping.isolate:
-                    slot = _isolated(key, each.mapping.endpoint(key))
+                    slot = isolated(key, each.mapping.endpoint(key))
                     wanted[slot] = self.isolation(slot)
             if claim is None or key in self.blocked:
                 wanted[target] = ABSENT
@@ -320,7 +320,8 @@ def loopback_key(key: Key) -> Key | None:
     return key._replace(address=LOOPBACK) if key.family == 6 and key.address in (None, LOOPBACK) else None
 
 
-def _isolated(key: Key, endpoint: Endpoint) -> Slot:
+def isolated(key: Key, endpoint: Endpoint) -> Slot:
+    """Where it stands that a key's target is isolated."""
     return Slot(f"isolated{key.family}", (endpoint.address, key.protocol, endpoint.port))
 
 
@@ -348,10 +349,6 @@ def _options(key: Key, mapping: Mapping, target: Slot) -> Iterable[Slot]:
         # So that a guarded wildcard on the same port does not stand in the way.
         found.append(Slot(f"open_{name}", parts))
     return found
-
-
-#: A list of sources that names nobody of a family, for it is of the other.
-_NOBODY = {4: "::/128", 6: "0.0.0.0/32"}
 
 
 def of_family(sources: Iterable[str], family: Family) -> tuple[str, ...]:
@@ -386,36 +383,6 @@ def endpoint_in(elements: Elements, key: Key) -> Endpoint | None:
     """Where a key's connections go by these elements."""
     slot = _target(key)
     return to_endpoint(elements.get(slot.set, _NOTHING).get(slot.key))
-
-
-def masquerade_in(elements: Elements, key: Key) -> Literal["auto", "always", "never"]:
-    """What a key's mapping says of masquerading by these elements."""
-    _, always, never = slots(key)
-    if always.key in elements.get(always.set, _NOTHING):
-        return "always"
-    return "never" if never.key in elements.get(never.set, _NOTHING) else "auto"
-
-
-def isolates_in(elements: Elements, key: Key) -> bool:
-    """Whether a key's target is isolated by these elements, for this key or for another one."""
-    endpoint = endpoint_in(elements, key)
-    if endpoint is None:
-        return False
-    slot = _isolated(key, endpoint)
-    return slot.key in elements.get(slot.set, _NOTHING)
-
-
-def sources_in(elements: Elements) -> dict[Key, tuple[str, ...]]:
-    """The sources of every guarded key by these elements. Where nobody of its family is allowed: one of the other."""
-    found: dict[Key, tuple[str, ...]] = {}
-    for slot in all_slots({name: inside for name, inside in elements.items() if name.startswith("guarded_")}):
-        if key := key_of(slot):
-            found[key] = ()
-    for slot in all_slots({name: inside for name, inside in elements.items() if name.startswith("allowed_")}):
-        key = key_of(slot)
-        if key in found:
-            found[key] = (*found[key], str(slot.key[0]))
-    return {key: sources or (_NOBODY[key.family],) for key, sources in found.items()}
 
 
 def to_endpoint(value: Parts | None) -> Endpoint | None:

@@ -114,7 +114,8 @@ def _loopback(facts: Facts) -> Findings:
                 titles(those),
                 f"bridge {link} hands IPv6 packets to ip6tables (net.bridge.bridge-nf-call-ip6tables=1)",
                 "It undoes the translation of answers before IPv6 looks at them, so connections of this host to [::1] "
-                "time out; 127.0.0.1 and all others work. Docker and Kubernetes set it, and may need it.",
+                "time out; 127.0.0.1 and all others work. Docker and Kubernetes set it, and may need it; under "
+                "systemd the drop-in relay.conf lets nfportd relay them instead (docs/service.md).",
                 (setting(IP6TABLES, 0),),
             )
         elif link not in facts.loopback_links:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import socket
 from datetime import UTC, datetime
+from pathlib import Path
 
 import click
 
 from nfportd.client import Client
+from nfportd.doctor.asking import Places
+from nfportd.doctor.examination import examine
 from nfportd.errors import NfportdError
-from nfportd.report.health import findings
 from nfportd.report.page import Facts, page
 
 #: Events that the page shows.
@@ -51,13 +53,14 @@ def command(client: Client, file: str) -> None:
 def _facts(client: Client) -> Facts:
     status = client.get("/v1/status")
     counted = client.get("/v1/mappings", counters=True)
+    examined = examine(Places(socket=Path(client.path)))
     return Facts(
         status=status,
         mappings=counted["mappings"],
         rate=counted["rate"],
         minutes=client.get("/v1/traffic")["minutes"],
-        findings=list(findings(status)),
-        checked=(),
+        findings=examined["findings"],
+        checked=examined["checked"],
         events=[json.loads(line) for line in client.events(last=_EVENTS)],
         host=socket.gethostname(),
         now=datetime.now(UTC).astimezone(),

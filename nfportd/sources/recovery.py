@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping as AbstractMapping
 from typing import NamedTuple
 
-from nfportd import desired
+from nfportd import desired, origins
 from nfportd.desired import RECOVERED, Elements
 from nfportd.model import Key, Mapping
 from nfportd.notation import join_port, parse_listen, parse_target
@@ -79,7 +79,7 @@ def from_elements(elements: Elements) -> list[Mapping]:
     Those that lead to the relay are none: they follow from others, or no longer say where a key on [::1] went.
     """
     found = []
-    sources = desired.sources_in(elements)
+    sources = origins.sources_in(elements)
     for slot in desired.all_slots(elements):
         key = desired.key_of(slot)
         endpoint = key and desired.endpoint_in(elements, key)
@@ -98,7 +98,7 @@ def _mapping(elements: Elements, key: Key, sources: tuple[str, ...]) -> Mapping:
         listen=parse_listen(join_port(key.address or wildcard, str(key.port))),
         protocol=(key.protocol,),
         targets=(parse_target(str(desired.endpoint_in(elements, key))),),
-        masquerade=desired.masquerade_in(elements, key),
+        masquerade=origins.masquerade_in(elements, key),
         sources=sources,
-        isolate=desired.isolates_in(elements, key),
+        isolate=origins.isolates_in(elements, key),
     )

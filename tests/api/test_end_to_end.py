@@ -20,7 +20,8 @@ from tests.lab import Daemon, Lab
 
 WEB = "/v1/owners/web"
 #: What an answer says of a mapping beyond what was asked for.
-SHOWN = ("owner", "state", "loopback6", "since", "reason", "conflicts", "connections", "process")
+SHOWN = {"owner", "state", "loopback6", "since", "changed", "reason", "conflicts", "process", "unreached"}
+SHOWN |= {"connections", "rate"}
 
 
 def test_publish_change_withdraw_by_the_client(lab: Lab, daemon: Daemon, api: Client) -> None:

@@ -44,8 +44,8 @@ def test_a_person_reads_the_connections_that_were_made(lab: Lab, daemon: Daemon,
 
     said = nfportctl(daemon, "list")[1]
     lines = [re.split(" {2,}", line.strip()) for line in said.splitlines() if line.startswith("8080/tcp")]
-    assert {line[2]: line[4:6] for line in lines} == {"web": ["in force", "7"], "late": ["waiting: conflict", "0"]}
-    assert row(said, "8081/tcp")[4:6] == ["in force", "2"]
+    assert {line[2]: line[4:7:2] for line in lines} == {"web": ["in force", "7"], "late": ["waiting: conflict", "0"]}
+    assert row(said, "8081/tcp")[4:7:2] == ["in force", "2"]
     assert '"late" 8080/tcp to 10.88.0.12:80 (file:x.yaml): 0.0.0.0:8080/tcp is held by file:web.yaml' in said
 
     said = nfportctl(daemon, "show", "web")[1]

@@ -145,4 +145,5 @@ def test_counts_outlive_a_restart(lab: Lab, daemon: Daemon, api: Client) -> None
     connect(lab, 8080, 1)
 
     eventually(lambda: by_name(api)["web"]["connections"], 4)
-    assert api.get("/v1/status")["connections"]["last_hour"] == 0
+    # What was before the restart is not counted; the one after it may have come before the first reading.
+    assert api.get("/v1/status")["connections"]["last_hour"] in (0, 1)

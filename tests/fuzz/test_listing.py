@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from nfportd import desired, ruleset
+from nfportd import desired, origins, ruleset
 from nfportd.listing import parse
 from nfportd.sources import recovery
 from tests.api.calling import eventually
@@ -44,7 +44,7 @@ def test_a_listing_is_read_or_refused_by_one_error(listing: Any) -> None:
         # What was read can be worked with.
         ruleset.refill(found, 13, found.flags)
         ruleset.fingerprint(13, found)
-        desired.sources_in(found.elements)
+        origins.sources_in(found.elements)
         for slot in desired.all_slots(found.elements):
             assert desired.key_of(slot) is None or slot.set in ruleset.ELEMENT_SETS
         ruleset.text(desired.delta(found.elements, dict.fromkeys(desired.all_slots(found.elements), desired.ABSENT)))

@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from nfportd.client import Json
-from nfportd.report.health import findings
 from nfportd.report.page import Facts
 
 NOW = datetime(2026, 3, 4, 12, 30, tzinfo=UTC)
@@ -92,7 +91,31 @@ EVENTS = [
 ]
 
 
+def finding(severity: str, what: str, why: str, *commands: str, mappings: tuple[str, ...] = ()) -> Json:
+    usual = {"severity": severity, "what": what, "why": why}
+    return {**usual, "cause": "test", "mappings": list(mappings), "commands": list(commands)}
+
+
+FINDINGS = [
+    finding(
+        "error",
+        "chain inet filter forward (nftables) stops what is forwarded to 10.88.0.15:5060",
+        "policy drop",
+        "nft insert rule inet filter forward ct status dnat accept",
+        mappings=("sip",),
+    ),
+    finding("error", "7000/tcp to 10.88.0.14:7000 is not in force (refused)", "No space left on device"),
+    finding(
+        "warning",
+        '"late" 8080/tcp to 10.88.0.13:80 is not in force (waiting: conflict)',
+        "0.0.0.0:8080/tcp is held by file:web.yaml",
+        mappings=("late", HOSTILE),
+    ),
+    finding("error", "drop-in broken.yaml is broken", "broken.yaml:3:9: unknown key 'protocl'", "nfportd check"),
+    finding("error", "no route leads to target 203.0.113.9", "connections to it fail", "ip route get 203.0.113.9"),
+]
+
+
 def facts(**more: Any) -> Facts:
-    found = list(findings(STATUS))
-    whole = Facts(STATUS, MAPPINGS, 848.0, minutes(), found, ("table", "routes"), EVENTS, "gateway.example", NOW)
+    whole = Facts(STATUS, MAPPINGS, 848.0, minutes(), FINDINGS, ("table", "routes"), EVENTS, "gateway.example", NOW)
     return whole._replace(**more)

@@ -24,7 +24,7 @@ ORDER = (
     ("ruleset",),
     ("listing", "elements"),
     ("topology", "drift", "pace"),
-    ("flows", "loopback"),
+    ("flows", "loopback", "origins"),
     ("matches",),
     ("forwarding",),
     ("firewalls", "translation"),
@@ -69,7 +69,7 @@ ORDER = (
     ("doctor.judgement",),
     ("doctor.examination",),
     ("doctor.command",),
-    ("changes", "oci_hook", "top", "report.health", "report.page", "trace.command"),
+    ("changes", "oci_hook", "top", "report.page", "trace.command"),
     ("report.command",),
     ("cli",),
 )
@@ -77,7 +77,19 @@ LEVEL = {f"nfportd.{name}": level for level, names in enumerate(ORDER) for name 
 
 PURE = (
     *("errors", "notation", "model", "document", "validation", "desired", "ruleset", "topology", "flows"),
-    *("listing", "netlink", "elements", "drift", "pace", "loopback", "traffic", "wishes", "access", "register"),
+    *(
+        "listing",
+        "netlink",
+        "elements",
+        "drift",
+        "pace",
+        "loopback",
+        "origins",
+        "traffic",
+        "wishes",
+        "access",
+        "register",
+    ),
     *("messages", "matches", "forwarding", "firewalls"),
     *("translation", "trace.facts", "trace.near", "trace.others", "trace.watch", "trace.story", "trace.seen"),
     *("trace.telling", "trace.delivery"),

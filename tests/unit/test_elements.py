@@ -9,7 +9,7 @@ import copy
 
 import pytest
 
-from nfportd import desired, ruleset
+from nfportd import desired, origins, ruleset
 from nfportd.desired import ABSENT, Absent, Delta, Desired, Elements, Parts, Slot
 from nfportd.model import Endpoint, Key
 from tests.unit.reading import key, mapping
@@ -161,7 +161,7 @@ def test_the_sources_of_keys_are_found_in_the_elements() -> None:
     elements: Elements = {}
     desired.apply(elements, desired.delta({}, state.wanted_of_all()))
 
-    assert desired.sources_in(elements) == {key(80): (NEAR, FAR), key(80, family=6): ("0.0.0.0/32",)}
+    assert origins.sources_in(elements) == {key(80): (NEAR, FAR), key(80, family=6): ("0.0.0.0/32",)}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nfportd import desired
+from nfportd import desired, origins
 from nfportd.desired import ABSENT, Absent, Desired, Elements, Parts, Slot
 from nfportd.model import Mapping
 from nfportd.register import Register
@@ -165,4 +165,4 @@ def test_which_keys_lead_to_an_isolated_target_by_the_elements() -> None:
     made = state(a=ONE, b=PLAIN, c=mapping(8083, "10.88.0.12:80"))
     desired.apply(elements, desired.delta({}, made.wanted_of_all()))
 
-    assert [desired.isolates_in(elements, key(port)) for port in (8080, 8082, 8083, 8084)] == [True, True, False, False]
+    assert [origins.isolates_in(elements, key(port)) for port in (8080, 8082, 8083, 8084)] == [True, True, False, False]
