@@ -75,7 +75,8 @@ pre {
   background: currentColor;
 }
 .reason { display: block; color: var(--quiet); font-size: .9em; font-weight: 400; }
-.finding h3 { font-size: 1rem; margin: 0; font-weight: 600; overflow-wrap: anywhere; }
+.finding { overflow-wrap: anywhere; }
+.finding h3 { font-size: 1rem; margin: 0; font-weight: 600; }
 .badge { font-size: .75rem; font-weight: 700; letter-spacing: .04em; text-transform: uppercase; }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 @media (max-width: 44rem) {
