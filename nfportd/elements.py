@@ -20,7 +20,8 @@ from nfportd.desired import Parts, Slot
 from nfportd.netlink import attributes, text
 
 _SET, _ELEMENTS = 2, 3  # NFTA_SET_ELEM_LIST_*
-_KEY, _DATA, _FLAGS, _EXPRESSION, _KEY_END = 1, 2, 3, 7, 10  # NFTA_SET_ELEM_*
+_KEY, _DATA, _FLAGS, _USER_DATA, _EXPRESSION, _KEY_END = 1, 2, 3, 6, 7, 10  # NFTA_SET_ELEM_*
+_COMMENT = 0  # NFTNL_UDATA_SET_ELEM_COMMENT
 _VALUE = 1  # NFTA_DATA_VALUE
 _CATCHALL = 2  # NFT_SET_ELEM_CATCHALL
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
@@ -47,6 +48,22 @@ def read(body: memoryview) -> Iterator[tuple[Slot, Parts | None]]:
 def gathered(bodies: Iterable[memoryview]) -> dict[Parts, Parts | None]:
     """The elements of one set, from all messages about it. Raises as `read` does."""
     return {slot.key: value for body in bodies for slot, value in read(body)}
+
+
+def comment(bodies: Iterable[memoryview]) -> str | None:
+    """The comment of the only element of a set; None where there is none, or not one element.
+
+    nft keeps it in the element's user data, of which each part has a type and a length of one byte
+    (NFTNL_UDATA_SET_ELEM_COMMENT in libnftnl/udata.h). Raises as `read` does.
+    """
+    found = [element for body in bodies for _, element in attributes(dict(attributes(body))[_ELEMENTS])]
+    data = bytes(dict(attributes(found[0])).get(_USER_DATA, b"")) if len(found) == 1 else b""
+    while len(data) >= 2:
+        kind, length = data[:2]
+        if kind == _COMMENT:
+            return data[2 : 2 + length].rstrip(b"\0").decode()
+        data = data[2 + length :]
+    return None
 
 
 class _Fields(NamedTuple):

@@ -114,8 +114,12 @@ class Nft:
                 if found is None:
                     return None
                 ours = [name for name in sorted(ruleset.ELEMENT_SETS) if found.sets.get(name) == ruleset.shape(name)]
+                sealed = "fingerprint" in found.sets
+                fingerprint = elements.comment(dump.of("fingerprint")) if sealed else None
                 read = await asyncio.to_thread(lambda: {name: elements.gathered(dump.of(name)) for name in ours})
-                return found._replace(elements=found.elements | read) if dump.generation() == before else None
+                if dump.generation() == before:
+                    return found._replace(elements=found.elements | read, fingerprint=fingerprint)
+                return None
         except (OSError, ValueError, LookupError, struct.error) as error:
             _log.debug("elements are read by libnftables: %s", error)
             return None
