@@ -10,6 +10,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,6 +57,25 @@ def test_everything_of_an_owner_comes_back(lab: Lab, daemon: Daemon, api: Client
         assert shown(api) == before
         assert daemon.elements("any4") == elements
     assert answers(lab, 8081) == "t2"
+
+
+def test_what_is_written_to_memory_comes_back_as_well(lab: Lab, daemon: Daemon, api: Client) -> None:
+    daemon.stop()
+    run = daemon.dir / "run"
+    shutil.rmtree(run)
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="nfportd-test-") as memory:
+        run.symlink_to(memory)
+        daemon.start()
+        api.put("here", body(mapping(8080, T1)))
+        api.put("moves", body(mapping(8081, T1), persistent=True))
+        api.put("moves", body(mapping(8081, T2)))
+        transact(api, here=body(mapping(8080, T2)), there=body(mapping(8082, T1), persistent=True))
+        before = {each["owner"]: each["etag"] for each in shown(api)}
+        daemon.kill9()
+        daemon.start()
+        assert {each["owner"]: each["etag"] for each in shown(api)} == before
+        assert (answers(lab, 8080), answers(lab, 8081)) == ("t2", "t2")
+        daemon.stop()
 
 
 def test_a_restart_after_a_crash_loses_no_connection_and_writes_nothing(lab: Lab, daemon: Daemon, api: Client) -> None:
