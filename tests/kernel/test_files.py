@@ -133,6 +133,7 @@ def test_a_directory_that_appears_later(lab: Lab, start: Start) -> None:
     daemon.dropins.mkdir()
     (daemon.dropins / "web.yaml").write_text(web("t1"))
     assert eventually(lab, "t1")
+    daemon.wait_for(r"applied: .*\+[1-9]")
     daemon.write("web.yaml", web("t2"))
     assert reached(lab) == "t2"
 

@@ -101,7 +101,7 @@ def test_without_ipv6_the_rest_works_and_one_line_says_so(stopped: Machine, lab:
     stopped.systemctl("start", "nfportd")
 
     assert lab.client.ask(OWN, 8080).outcome == "answered"
-    assert len([line for line in lines(stopped) if "IPv6" in line]) == 1
+    assert len([line for line in lines(stopped) if "IPv6 disabled" in line]) == 1
 
 
 @pytest.mark.parametrize(
