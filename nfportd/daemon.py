@@ -248,8 +248,9 @@ class _Source:
                 await server.start()
                 count, told = self._reconciler.register.desired.count(), about(Message.READY)
                 _log.info("ready: %d mappings, drop-ins from %s", count, self._dropins.directory, extra=told)
-                # What has been made by now stays, so nobody need look through it for cycles.
+                # What has been made by now stays, so nobody looks through it for cycles; among the rest that is cheap.
                 gc.freeze()
+                gc.set_threshold(10_000, 10, 10)
                 _libc.malloc_trim(0)
                 unit.ready()
                 self.ready.set()
