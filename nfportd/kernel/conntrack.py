@@ -43,7 +43,6 @@ class _Entry(NamedTuple):
     original: NFCTAttrTuple
     answered_by: Endpoint
     translated: bool
-    assured: bool
 
 
 class Conntrack:
@@ -118,16 +117,17 @@ class Conntrack:
         by_filter: list[StaleFlows] = []
         by_port: dict[tuple[Family, Protocol, int], list[StaleFlows]] = {}
         for flows in stale:
-            if flows.opening:
+            if flows.opening or flows.attempts:
                 continue
             if flows.family == 4 and flows.answered_by:
                 by_filter.append(flows)
             else:
                 by_port.setdefault((flows.family, flows.protocol, flows.port), []).append(flows)
         try:
-            await self._pick_opening([flows for flows in stale if flows.opening])
+            await self._pick_lacking(_ANSWERED, [flows for flows in stale if flows.opening])
+            await self._pick_lacking(_ASSURED, [flows for flows in stale if flows.attempts])
             if len(by_filter) + len(by_port) > MANY:
-                await self._pick([flows for flows in stale if not flows.opening])
+                await self._pick([flows for flows in stale if not flows.opening and not flows.attempts])
                 return
             for flows in by_filter:
                 await self._delete(flows)
@@ -136,9 +136,10 @@ class Conntrack:
         except (NetlinkError, OSError) as error:
             _log.warning("conntrack did not delete stale flows (%s); clients may meet their old target", error)
 
-    async def _pick_opening(self, opening: Sequence[StaleFlows]) -> None:
-        ports = {flows.port for flows in opening}
-        await self._pick(opening, ports.pop() if len(ports) == 1 else None, unanswered=True)
+    async def _pick_lacking(self, status: int, stale: Sequence[StaleFlows]) -> None:
+        """Delete of the entries that match those that lack this bit: few, on a port with thousands of connections."""
+        ports = {flows.port for flows in stale}
+        await self._pick(stale, ports.pop() if len(ports) == 1 else None, lacking=status)
 
     def _socket(self, family: Family) -> AsyncNFCTSocket:
         if family not in self._sockets:
@@ -159,45 +160,41 @@ class Conntrack:
             request["tuple_reply"] = reply
         await self._socket(flows.family).entry("del", cta_filter={"attrs": flags}, **request)
 
-    async def _pick(self, stale: Sequence[StaleFlows], port: int | None = None, *, unanswered: bool = False) -> None:
+    async def _pick(self, stale: Sequence[StaleFlows], port: int | None = None, *, lacking: int = 0) -> None:
         """Delete the entries that match, one by one, from a dump of their protocols and, if given, one port."""
         wanted: dict[tuple[Family, Protocol], dict[tuple[str | None, int], list[StaleFlows]]] = {}
         for flows in stale:
             by_listen = wanted.setdefault((flows.family, flows.protocol), {})
             by_listen.setdefault((flows.address, flows.port), []).append(flows)
         for (family, protocol), by_listen in wanted.items():
-            for entry in await self._entries(family, protocol, port, unanswered=unanswered):
+            for entry in await self._entries(family, protocol, port, lacking=lacking):
                 original, answered = entry.original, entry.answered_by
                 there = [
                     *by_listen.get((original.daddr, original.dport), ()),
                     *by_listen.get((None, original.dport), ()),
                 ]
-                there = [flows for flows in there if not (flows.attempts and entry.assured)]
                 if any(f.answered_by in (None, answered) and f.spared != answered for f in there):
                     await self._delete_one(self._socket(family), original)
 
-    async def _entries(
-        self, family: Family, protocol: Protocol, port: int | None, *, unanswered: bool = False
-    ) -> list[_Entry]:
-        """Every entry of a protocol and, if given, one original port; or those of them that nobody has answered."""
+    async def _entries(self, family: Family, protocol: Protocol, port: int | None, *, lacking: int = 0) -> list[_Entry]:
+        """Every entry of a protocol and, if given, one original port; or those that lack a bit of the status."""
         found = []
-        async for entry in await self._dump(family, protocol, port, unanswered):
+        async for entry in await self._dump(family, protocol, port, lacking):
             original, reply = _tuple(entry, "CTA_TUPLE_ORIG"), _tuple(entry, "CTA_TUPLE_REPLY")
             status = entry.get_attr("CTA_STATUS") or 0
             # Looked at here too, for an older kernel does not know such a filter.
-            if not (unanswered and status & _ANSWERED):
-                bits = bool(status & _TRANSLATED), bool(status & _ASSURED)
-                found.append(_Entry(original, Endpoint(reply.saddr, reply.sport), *bits))
+            if not status & lacking:
+                found.append(_Entry(original, Endpoint(reply.saddr, reply.sport), bool(status & _TRANSLATED)))
         return found
 
-    async def _dump(self, family: Family, protocol: Protocol, port: int | None, unanswered: bool) -> Any:
+    async def _dump(self, family: Family, protocol: Protocol, port: int | None, lacking: int) -> Any:
         original = NFCTAttrTuple(family=_FAMILY[family], proto=_NUMBER[protocol], dport=port)
-        if not unanswered:
+        if not lacking:
             return await self._socket(family).dump(tuple_orig=original)
         original.attrs()
         flags = {"attrs": [["CTA_FILTER_ORIG_FLAGS", original.flags]]}
         # pyroute2's own dump asks for a tuple or for a status, the kernel takes both (Linux 5.15).
-        request = nfct_msg.create_from(tuple_orig=original, cta_filter=flags, status=0, status_mask=_ANSWERED)
+        request = nfct_msg.create_from(tuple_orig=original, cta_filter=flags, status=0, status_mask=lacking)
         return await self._socket(family).request(request, IPCTNL_MSG_CT_GET, msg_flags=NLM_F_REQUEST | NLM_F_DUMP)
 
     async def _delete_one(self, sock: AsyncNFCTSocket, original: NFCTAttrTuple) -> None:
