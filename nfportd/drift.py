@@ -10,7 +10,6 @@ end with one of a new generation, which names the process (nf_tables_commit in n
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -91,7 +90,7 @@ class Reader:
                 elif family == _INET and _name(body) == ruleset.TABLE:
                     self._touched = True
                     self._touch(kind, body)
-        except (struct.error, ValueError, LookupError):
+        except (ValueError, LookupError):
             self._drift.lost = True
 
     def lose(self) -> None:
@@ -121,7 +120,7 @@ class Reader:
             return
         self._touched = False
         said = dict(attributes(body))
-        name = bytes(said.get(_PROCESS_NAME, b"")).rstrip(b"\0").decode(errors="replace")
+        name = text(said.get(_PROCESS_NAME, b""))
         pid = int.from_bytes(said.get(_PROCESS_ID, b""), "big")
         self._drift.authors[Author(name or "unknown", pid)] = None
 

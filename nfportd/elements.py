@@ -35,7 +35,7 @@ _FORMATS = {"ipv4_addr": "4s", "ipv6_addr": "16s", "inet_proto": "B3x", "inet_se
 def read(body: memoryview) -> Iterator[tuple[Slot, Parts | None]]:
     """Each element in the attributes of a message, with its value.
 
-    Raises ValueError, KeyError or struct.error for one that we would not write.
+    Raises ValueError or KeyError for one that we would not write.
     """
     said = dict(attributes(body))
     name = text(said[_SET])

@@ -9,13 +9,15 @@ Layout: linux/if_link.h, linux/rtnetlink.h.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Mapping as AbstractMapping
 from typing import NamedTuple
 
 from nfportd.kernel import sysctl
-from nfportd.kernel.netlink import Netlink, attribute, attributes
+from nfportd.kernel.netlink import Netlink
+from nfportd.netlink import attribute, attributes, text
 
 #: The parameter of the namespace; there is none without the module br_netfilter.
 PARAMETER = "bridge/bridge-nf-call-ip6tables"
@@ -39,12 +41,9 @@ def filtered(calls_all: bool) -> frozenset[int]:
 
     Raises OSError.
     """
-    sock = Netlink(socket.NETLINK_ROUTE)
-    try:
-        request = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attribute(_EXT_MASK, _WITHOUT_STATISTICS)
-        links = dict(_read(body) for body in sock.ask(_GET_LINK, request, dump=True))
-    finally:
-        sock.close()
+    request = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attribute(_EXT_MASK, _WITHOUT_STATISTICS)
+    with contextlib.closing(Netlink(socket.NETLINK_ROUTE)) as kernel:
+        links = dict(map(_read, kernel.answers(_GET_LINK, request, dump=True)))
     return frozenset(index for index in links if _is_filtered(index, links, calls_all))
 
 
@@ -53,14 +52,14 @@ def called() -> str | None:
     return sysctl.read(PARAMETER)
 
 
-def _read(body: bytes) -> tuple[int, _Found]:
+def _read(body: memoryview) -> tuple[int, _Found]:
     _, _, index, _, _ = _LINK.unpack_from(body)
-    said = attributes(body[_LINK.size :])
-    info = attributes(said.get(_INFO, b""))
+    said = dict(attributes(body[_LINK.size :]))
+    info = dict(attributes(said.get(_INFO, b"")))
     # A link below that is in another namespace has that one's number.
     below = None if _BELOW_ELSEWHERE in said or _BELOW not in said else struct.unpack("=i", said[_BELOW])[0]
-    bridge = info.get(_KIND, b"").rstrip(b"\0") == b"bridge"
-    calls = bridge and attributes(info.get(_DATA, b"")).get(_CALL_IP6TABLES, b"\0") != b"\0"
+    bridge = text(info.get(_KIND, b"")) == "bridge"
+    calls = bridge and dict(attributes(info.get(_DATA, b""))).get(_CALL_IP6TABLES, b"\0") != b"\0"
     return index, _Found(below, bridge, calls)
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import socket
 
-from nfportd.kernel.netlink import Netlink, attribute, attributes, nested
+from nfportd.kernel.netlink import NETFILTER, Netlink
+from nfportd.netlink import attribute, attributes, nested
 
 _ORIGINAL_DST = 80  # IP6T_SO_ORIGINAL_DST, of TCP and SCTP only (ipv6_getorigdst in nf_conntrack_proto.c)
 _SOCKADDR_IN6 = 28
-_NETLINK_NETFILTER = 12
 _GET = 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET
 _HEADER = bytes((socket.AF_INET6, 0, 0, 0))  # struct nfgenmsg
 _ORIGINAL, _REPLY = 1, 2  # CTA_TUPLE_*
@@ -28,10 +28,10 @@ def tcp_port(accepted: socket.socket) -> int:
 
 
 class UdpPorts:
-    """Asks for datagrams, in the network namespace in which this is made."""
+    """Asks for datagrams, in the network namespace of the first of them."""
 
     def __init__(self) -> None:
-        self._conntrack = Netlink(_NETLINK_NETFILTER)
+        self._conntrack = Netlink(NETFILTER)
 
     def close(self) -> None:
         """Close the socket."""
@@ -49,9 +49,9 @@ class UdpPorts:
                 attribute(_TO_PORT, client[1].to_bytes(2, "big")),
             ),
         )
-        (entry,) = self._conntrack.ask(_GET, _HEADER + reply)
-        original = attributes(attributes(entry[len(_HEADER) :])[_ORIGINAL])
-        return int.from_bytes(attributes(original[_PROTO])[_TO_PORT], "big")
+        (entry,) = self._conntrack.answers(_GET, _HEADER + reply)
+        original = dict(attributes(dict(attributes(entry[len(_HEADER) :]))[_ORIGINAL]))
+        return int.from_bytes(dict(attributes(original[_PROTO]))[_TO_PORT], "big")
 
 
 def _packed(address: str) -> bytes:

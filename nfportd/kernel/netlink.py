@@ -1,82 +1,83 @@
-"""Questions to the kernel over netlink that it answers at once, and the attributes in its answers.
+"""Questions to the kernel over netlink that it answers at once.
 
 Must not know what is asked. The one idea: the kernel has answered when the request is sent, so a question is one call
 of some 25 microseconds, and suits what is asked on the way of a packet or at each network event.
 
-Layout: linux/netlink.h.
+Layout: linux/netlink.h, linux/netfilter/nfnetlink.h.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import socket
 import struct
+from collections.abc import Iterator
 
+from nfportd import netlink
+
+NETFILTER = 12  # NETLINK_NETFILTER
 _REQUEST, _DUMP = 0x1, 0x300  # NLM_F_REQUEST, NLM_F_DUMP
 _ERROR, _DONE = 2, 3  # NLMSG_*
-_NESTED = 1 << 15  # NLA_F_NESTED
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
-_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
-_NUMBER = struct.Struct("=i")
+_NUMBER = struct.Struct("=i")  # of an NLMSG_ERROR or NLMSG_DONE: 0, or an error number, negative
+_NFTABLES = 10 << 8  # NFNL_SUBSYS_NFTABLES
+_FAMILIES = {"inet": 1, "ip": 2, "ip6": 10}  # enum nfproto
+_FAMILY_SIZE = 4  # struct nfgenmsg
 #: Bytes of an answer in one piece (NLMSG_GOODSIZE, and what a dump is raised to).
 _LONGEST = 1 << 16
-#: Seconds; the kernel answers inside the call.
-_PATIENCE = 1.0
+#: Seconds for a piece of an answer, which the kernel gives inside the call; nf_tables may be at work for another.
+_PATIENCE, _OF_NFTABLES = 1.0, 5.0
 
 
 class Netlink:
-    """A netlink socket of one protocol (NETLINK_*), in the network namespace in which this is made."""
+    """Questions of one protocol (NETLINK_*) over one socket, in the network namespace of the first of them.
 
-    def __init__(self, protocol: int) -> None:
-        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
-        self._sock.settimeout(_PATIENCE)
-        self._sequence = itertools.count(1)
+    The socket stays, for its end would wait until tables that were just deleted are freed, 10 to 20 ms
+    (nft_rcv_nl_event in net/netfilter/nf_tables_api.c).
+    """
+
+    def __init__(self, protocol: int, patience: float = _PATIENCE) -> None:
+        self._protocol, self._patience = protocol, patience
+        self._sock: socket.socket | None = None
 
     def close(self) -> None:
-        """Close the socket."""
-        self._sock.close()
+        """Close the socket; who asks later gets another one."""
+        if self._sock:
+            self._sock.close()
+            self._sock = None
 
-    def ask(self, kind: int, body: bytes, *, dump: bool = False) -> list[bytes]:
+    def answers(self, kind: int, body: bytes, *, dump: bool = False) -> Iterator[memoryview]:
         """What follows the header in each message of the answer. Raises OSError with what the kernel says."""
-        sequence = next(self._sequence) & 0xFFFFFFFF
-        flags = _REQUEST | (_DUMP if dump else 0)
-        self._sock.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body)
-        found: list[bytes] = []
-        while True:
-            received, at = self._sock.recv(_LONGEST), 0
-            while at + _HEADER.size <= len(received):
-                length, kind, _, of, _ = _HEADER.unpack_from(received, at)
-                said = received[at + _HEADER.size : at + length]
-                at += max(_HEADER.size, (length + 3) & ~3)
-                if of != sequence:
-                    continue
-                if kind == _ERROR:
-                    number = -_NUMBER.unpack_from(said)[0]
-                    raise OSError(number, os.strerror(number))
-                if kind == _DONE:
-                    return found
-                found.append(said)
-                if not dump:
-                    return found
+        if self._sock is None:
+            self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, self._protocol)
+            self._sock.settimeout(self._patience)
+        heard_out = False
+        try:
+            self._sock.send(netlink.request(kind, _REQUEST | (_DUMP if dump else 0), body))
+            while not heard_out:
+                for said, content in netlink.messages(self._sock.recv(_LONGEST)):
+                    heard_out = not dump or said in (_ERROR, _DONE)
+                    if said not in (_ERROR, _DONE):
+                        yield content
+                    elif number := _NUMBER.unpack_from(content)[0]:
+                        raise OSError(-number, os.strerror(-number))
+        finally:
+            if not heard_out:
+                # An answer that comes late must not meet the next question.
+                self.close()
 
 
-def attributes(content: bytes) -> dict[int, bytes]:
-    """Attributes by their number; of several with one number the last."""
-    found, at = {}, 0
-    while at + _ATTRIBUTE.size <= len(content):
-        length, kind = _ATTRIBUTE.unpack_from(content, at)
-        found[kind & 0x3FFF] = content[at + _ATTRIBUTE.size : at + length]
-        at += max(_ATTRIBUTE.size, (length + 3) & ~3)
-    return found
+class NfTables:
+    """Questions to nf_tables, in the network namespace of the first of them."""
 
+    def __init__(self) -> None:
+        self._netlink = Netlink(NETFILTER, _OF_NFTABLES)
 
-def attribute(kind: int, content: bytes) -> bytes:
-    """An attribute in a request."""
-    padding = bytes(-len(content) % 4)
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(content), kind) + content + padding
+    def close(self) -> None:
+        """Close the socket; who asks later gets another one."""
+        self._netlink.close()
 
-
-def nested(kind: int, *inside: bytes) -> bytes:
-    """An attribute that is made of others."""
-    return attribute(kind | _NESTED, b"".join(inside))
+    def answers(self, kind: int, *attributes: bytes, family: str = "inet", dump: bool = False) -> Iterator[memoryview]:
+        """The attributes in each message of the answer to an NFT_MSG_*. Raises OSError with what the kernel says."""
+        body = bytes((_FAMILIES[family], 0, 0, 0)) + b"".join(attributes)
+        for content in self._netlink.answers(_NFTABLES | kind, body, dump=dump):
+            yield content[_FAMILY_SIZE:]

@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -120,7 +119,7 @@ class Nft:
                 if dump.generation() == before:
                     return found._replace(elements=found.elements | read, fingerprint=fingerprint)
                 return None
-        except (OSError, ValueError, LookupError, struct.error) as error:
+        except (OSError, ValueError, LookupError) as error:
             _log.debug("elements are read by libnftables: %s", error)
             return None
 

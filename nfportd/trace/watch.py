@@ -10,12 +10,12 @@ Layout: linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h (enum nft_trace
 from __future__ import annotations
 
 import ipaddress
-import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from nfportd import ruleset
 from nfportd.forwarding import Chain
+from nfportd.netlink import attributes, of_nftables, text
 from nfportd.notation import join_port
 from nfportd.trace.facts import Flow
 
@@ -25,10 +25,7 @@ ASKING, ANSWERING = ("sent_in", "sent_out"), ("answered_in", "answered_out")
 #: Marked packets a second.
 _RATE = "limit rate 10/second burst 10 packets"
 
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
-_FAMILY_SIZE = 4  # struct nfgenmsg
-_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
-_TRACE = 10 << 8 | 17  # NFNL_SUBSYS_NFTABLES, NFT_MSG_TRACE
+_TRACE = 17  # NFT_MSG_TRACE
 _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}  # NFPROTO_*
 # NFTA_TRACE_*
 _TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID = 1, 2, 3, 4, 5, 6
@@ -99,29 +96,23 @@ class Event(NamedTuple):
 
 def read(datagram: bytes) -> Iterator[Event]:
     """The events in what the kernel sent; what is something else is left out. Raises ValueError for what is cut off."""
-    at = 0
-    while at + _HEADER.size <= len(datagram):
-        length, kind, *_ = _HEADER.unpack_from(datagram, at)
-        if length < _HEADER.size + _FAMILY_SIZE or at + length > len(datagram):
-            raise ValueError("a message that is cut off")
+    for kind, family, said in of_nftables(datagram):
         if kind == _TRACE:
-            family = datagram[at + _HEADER.size]
-            yield _event(family, dict(_attributes(datagram[at + _HEADER.size + _FAMILY_SIZE : at + length])))
-        at += length + -length % 4
+            yield _event(family, dict(attributes(said)))
 
 
-def _event(family: int, said: dict[int, bytes]) -> Event:
+def _event(family: int, said: dict[int, memoryview]) -> Event:
     def number(kind: int) -> int:
         return int.from_bytes(said.get(kind, b""), "big")
 
-    verdict = dict(_attributes(said.get(_VERDICT, b"")))
+    verdict = dict(attributes(said.get(_VERDICT, b"")))
     code = int.from_bytes(verdict.get(_CODE, b""), "big", signed=True)
     if _VERDICT not in said and _POLICY in said:
         code = number(_POLICY)
-    chain = Chain(_FAMILIES.get(family, str(family)), _text(said.get(_TABLE, b"")), _text(said.get(_CHAIN, b"")))
+    chain = Chain(_FAMILIES.get(family, str(family)), text(said.get(_TABLE, b"")), text(said.get(_CHAIN, b"")))
     word = _VERDICTS.get(code if code < 0 else code & 0xFF, str(code))
-    to = f" {_text(verdict[_TO])}" if _TO in verdict else ""
-    packet, flags = _packet(said.get(_NETWORK, b""), said.get(_TRANSPORT, b""))
+    to = f" {text(verdict[_TO])}" if _TO in verdict else ""
+    packet, flags = _packet(bytes(said.get(_NETWORK, b"")), bytes(said.get(_TRANSPORT, b"")))
     return Event(
         number(_ID),
         chain,
@@ -153,15 +144,3 @@ def _packet(network: bytes, transport: bytes) -> tuple[str, str]:
             name for bit, name in ((_SYN, "SYN"), (_RST, "RST"), (_FIN, "FIN"), (_ACK, "ACK")) if set_ & bit
         )
     return f"{join_port(one, ports[0])} to {join_port(other, ports[1])}", flags
-
-
-def _attributes(content: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + _ATTRIBUTE.size <= len(content):
-        length, kind = _ATTRIBUTE.unpack_from(content, at)
-        yield kind & 0x3FFF, content[at + _ATTRIBUTE.size : at + length]
-        at += max(length, _ATTRIBUTE.size) + -length % 4
-
-
-def _text(content: bytes) -> str:
-    return content.rstrip(b"\0").decode(errors="replace")
