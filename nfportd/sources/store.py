@@ -134,6 +134,10 @@ class Store:
     def _open(self, persistent: bool) -> dict[str, Held]:
         path, name = self._paths[persistent], _FILES[persistent]
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # Whoever may read a database may lock it, and a write that takes no thread would wait for that.
+        path.touch(mode=0o600)
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
         if not persistent:
             self._database = sqlite3.connect(path, **_CONNECTION)
             self._in_memory = _is_memory(path)

@@ -59,6 +59,16 @@ def test_everything_of_an_owner_comes_back(lab: Lab, daemon: Daemon, api: Client
     assert answers(lab, 8081) == "t2"
 
 
+def test_nobody_else_can_lock_a_store(daemon: Daemon) -> None:
+    """SQLite locks a file that may be read, and who writes then waits for five seconds."""
+    daemon.stop()
+    for place in ("run", "state"):
+        store_of(daemon, place).chmod(0o644)  # as earlier versions made it
+    daemon.start()
+
+    assert [store_of(daemon, place).stat().st_mode & 0o777 for place in ("run", "state")] == [0o600, 0o600]
+
+
 def test_what_is_written_to_memory_comes_back_as_well(lab: Lab, daemon: Daemon, api: Client) -> None:
     daemon.stop()
     run = daemon.dir / "run"
