@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping as AbstractMapping
 from typing import Any
 
 from nfportd import ruleset
-from nfportd.desired import Elements, Parts, Slot
+from nfportd.desired import Elements, Parts
 from nfportd.ruleset import ELEMENT_SETS, Listed, Shape
 
 #: Where /etc/protocols is missing (package netbase), nft lists numbers.
@@ -41,11 +41,10 @@ def _parse(listing: dict[str, Any]) -> Listed | None:
         return None
     listed_sets = {s["name"]: s for s in found["set"] + found["map"]}
     elements: Elements = {}
-    counters: dict[Slot, int] = {}
     for name in sorted(ELEMENT_SETS):
         listed = listed_sets.get(name, {})
         ours = listed and _shape(listed) == ruleset.shape(name)
-        elements[name] = dict(_elements(name, listed, counters)) if ours else {}
+        elements[name] = dict(_elements(name, listed)) if ours else {}
     return Listed(
         elements,
         {c["name"]: (c.get("type"), c.get("hook"), c.get("prio"), c.get("policy")) for c in found["chain"]},
@@ -53,7 +52,6 @@ def _parse(listing: dict[str, Any]) -> Listed | None:
         _rules(found["rule"]),
         _comment(listed_sets.get("fingerprint", {})),
         tuple(sorted(_listed(found["table"][0].get("flags")))),
-        counters,
         frozenset(c["name"] for c in found["counter"]),
         _packets(found["counter"], ruleset.BLOCKED),
         _packets(found["counter"], ruleset.BYPASSED),
@@ -99,7 +97,7 @@ def _comment(listed: dict[str, Any]) -> str | None:
     return None
 
 
-def _elements(name: str, listed: dict[str, Any], counters: dict[Slot, int]) -> Iterable[tuple[Parts, Parts | None]]:
+def _elements(name: str, listed: dict[str, Any]) -> Iterable[tuple[Parts, Parts | None]]:
     is_map = bool(listed.get("map"))
     for item in listed.get("elem", []):
         key, value = item if is_map else (item, None)
@@ -114,9 +112,6 @@ def _elements(name: str, listed: dict[str, Any], counters: dict[Slot, int]) -> I
         if not name.startswith("onlink"):
             *addresses, protocol, port = parts
             parts = (*addresses, _PROTOCOLS.get(protocol, protocol), port)
-        slot = Slot(name, parts)
-        if inside and "counter" in inside:
-            counters[slot] = inside["counter"]["packets"]
         yield parts, _parts(value) if value is not None else None
 
 

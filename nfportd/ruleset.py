@@ -272,8 +272,6 @@ class Listed(NamedTuple):
     rules: str
     fingerprint: str | None
     flags: Flags
-    #: Connections by element.
-    counters: dict[Slot, int]
     #: Names of the counters that stand by themselves.
     named_counters: frozenset[str]
     #: Packets dropped because their source is not allowed.

@@ -1,6 +1,6 @@
 """Reading what nft lists: both shapes of it, and tables that somebody else or another version made.
 
-It must not run nft. The one idea: a listing in, elements, counters and what must be made anew out.
+It must not run nft. The one idea: a listing in, elements and what must be made anew out.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from nfportd import ruleset
-from nfportd.desired import Parts, Slot
+from nfportd.desired import Parts
 from nfportd.listing import parse
 from nfportd.ruleset import Listed
 from tests.unit.listings import (
@@ -88,18 +88,13 @@ def test_prefixes_and_ranges_are_read_as_they_are_written(name: str, listed: obj
     assert read(changed(table(), name, elem=[listed])).elements[name] == {key: None}
 
 
-def test_counters_by_slot() -> None:
-    assert read(table(any4=[[HTTP, T1]])).counters == {Slot("any4", ("tcp", 8080)): 7}
-
-
 @pytest.mark.parametrize(("number", "name"), [(6, "tcp"), (17, "udp"), (132, "sctp")])
 def test_protocols_are_numbers_where_etc_protocols_is_missing(number: int, name: str) -> None:
     found = read(table(any4=[[counted(concat(number, 80), 3), T1]], always_any4=[concat(number, 80)]))
 
-    assert (found.elements["any4"], found.elements["always_any4"], found.counters) == (
+    assert (found.elements["any4"], found.elements["always_any4"]) == (
         {(name, 80): ("10.88.0.11", 80)},
         {(name, 80): None},
-        {Slot("any4", (name, 80)): 3},
     )
 
 
