@@ -12,7 +12,6 @@ systemd's src/shared/firewall-util-nft.c.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -306,15 +305,12 @@ _KUBE_NAT = """\
 _KUBE_LAST = "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS"
 
 
-def part_of_ours(less: str, more: set[str], count: int) -> str:
-    """nfportd's own rules without one base chain and with some that come on demand, and its elements."""
-    text = ruleset.skeleton(27)
-    if less:
-        text = re.sub(rf"  chain {less} {{\n.*?\n  }}\n", "", text, flags=re.S)
+def part_of_ours(more: set[str], count: int) -> str:
+    """nfportd's own rules with some that come on demand, and its elements."""
     pods = (f"{protocol} . {pod.port} : {pod.address} . 80" for pod, protocol in _published(count))
     onlink = f'add element inet nfportd onlink4 {{ 10.88.0.0/16 . "{PODS}" }}\n'
     added = f"add element inet nfportd any4 {{ {', '.join(pods)} }}\n{onlink}"
-    return text + ruleset.chains(more, 27) + added
+    return ruleset.skeleton(27) + ruleset.chains(more, 27) + added
 
 
 class Layout(NamedTuple):
@@ -340,12 +336,15 @@ PEERS = {
     "systemd nftables": Layout(systemd_nftables, NFT),
 }
 
-_SOURCES = {"admission"}
-_ISOLATION = {"isolation_forward", "isolation_output", "isolation_input"}
-#: Where nfportd's time goes: a base chain costs every packet of the host. `sources` and `isolate` bring their own.
+_ADDRESSES = {"dispatch_addr"}
+_WISHES = _ADDRESSES | {"masquerade_addr", "masquerade_any"}
+_SOURCES = _WISHES | {"admission"}
+_ISOLATION = _SOURCES | {"isolation_forward", "isolation_output", "isolation_input"}
+#: Where nfportd's time goes: what comes with the first mapping that needs it.
 PARTS = {
-    "translation alone": Layout(partial(part_of_ours, "loopback_guard", set()), NFT),
-    "and the guard": Layout(partial(part_of_ours, "", set()), NFT),
-    "and sources": Layout(partial(part_of_ours, "", _SOURCES), NFT),
-    "and isolation": Layout(partial(part_of_ours, "", _SOURCES | _ISOLATION), NFT),
+    "mappings on every address": Layout(partial(part_of_ours, set()), NFT),
+    "and on one address": Layout(partial(part_of_ours, _ADDRESSES), NFT),
+    "and `masquerade`": Layout(partial(part_of_ours, _WISHES), NFT),
+    "and `sources`": Layout(partial(part_of_ours, _SOURCES), NFT),
+    "and `isolate`": Layout(partial(part_of_ours, _ISOLATION), NFT),
 }

@@ -67,22 +67,34 @@ table inet $table {$flags
 
   set fingerprint { type mark; }
 
-  # A listen address of its own goes before the wildcard; dnat ends the chain. The bit says here what postrouting
-  # cannot know any more: in meta mark `always`, in ct mark `never`.
+  # A listen address of its own goes before the wildcard; dnat ends the chain.
   # Without `meta nfproto` a packet of the other family would not be translated but counted.
   chain dispatch {
+    jump dispatch_addr
+    jump masquerade_any
+    meta nfproto ipv4 dnat ip addr . port to meta l4proto . th dport map @any4
+    meta nfproto ipv6 dnat ip6 addr . port to meta l4proto . th dport map @any6
+  }
+
+  chain dispatch_addr {
+    jump masquerade_addr
+    dnat ip addr . port to ip daddr . meta l4proto . th dport map @addr4
+    dnat ip6 addr . port to ip6 daddr . meta l4proto . th dport map @addr6
+  }
+
+  # The bit says here what postrouting cannot know any more: in meta mark `always`, in ct mark `never`.
+  chain masquerade_addr {
     ip daddr . meta l4proto . th dport @always_addr4 meta mark set meta mark | $bit
     ip daddr . meta l4proto . th dport @never_addr4 ct mark set ct mark | $bit
-    dnat ip addr . port to ip daddr . meta l4proto . th dport map @addr4
     ip6 daddr . meta l4proto . th dport @always_addr6 meta mark set meta mark | $bit
     ip6 daddr . meta l4proto . th dport @never_addr6 ct mark set ct mark | $bit
-    dnat ip6 addr . port to ip6 daddr . meta l4proto . th dport map @addr6
+  }
+
+  chain masquerade_any {
     meta nfproto ipv4 meta l4proto . th dport @always_any4 meta mark set meta mark | $bit
     meta nfproto ipv4 meta l4proto . th dport @never_any4 ct mark set ct mark | $bit
-    meta nfproto ipv4 dnat ip addr . port to meta l4proto . th dport map @any4
     meta nfproto ipv6 meta l4proto . th dport @always_any6 meta mark set meta mark | $bit
     meta nfproto ipv6 meta l4proto . th dport @never_any6 ct mark set ct mark | $bit
-    meta nfproto ipv6 dnat ip6 addr . port to meta l4proto . th dport map @any6
   }
 
   # Before dstnat, while the destination is the listen address. The host's own connections take the output hook. The
@@ -120,11 +132,14 @@ table inet $table {$flags
     counter name blocked6 drop
   }
 
-  # Loopback is served by the output hook alone. IPv6 does not forward link-local sources (RFC 4291, 2.5.6).
+  # Loopback is served by the output hook alone, here it is forged; bridge-nf-call-ip6tables lets ::1 come so far. IPv6
+  # does not forward link-local sources (RFC 4291, 2.5.6).
   chain prerouting {
     type nat hook prerouting priority dstnat; policy accept;
     ip daddr 127.0.0.0/8 return
+    ip saddr 127.0.0.0/8 return
     ip6 daddr ::1 return
+    ip6 saddr ::1 return
     ip6 saddr fe80::/10 return
     fib daddr type local jump dispatch
   }
@@ -177,14 +192,21 @@ table inet $table {$flags
     ip6 daddr . meta l4proto . th dport @isolated6 counter name bypassed6 drop
   }
 
-  # route_localnet would open 127.0.0.0/8 of this host to its neighbours (CVE-2020-8558). Every packet comes here, so
-  # what holds for nearly all is asked first.
+  # route_localnet would open 127.0.0.0/8 of this host to its neighbours (CVE-2020-8558). Here, for what is forwarded
+  # is spared then; a hook costs every packet more than most rules.
   chain loopback_guard {
-    type filter hook prerouting priority raw; policy accept;
-    ip daddr 127.0.0.0/8 iifname != "lo" counter drop
-    ip saddr 127.0.0.0/8 iifname != "lo" counter drop
-    ip6 daddr ::1 iifname != "lo" counter drop
-    ip6 saddr ::1 iifname != "lo" counter drop
+    type filter hook input priority raw; policy accept;
+    iifname "lo" return
+    ip daddr 127.0.0.0/8 goto from_elsewhere
+    ip saddr 127.0.0.0/8 goto from_elsewhere
+    ip6 daddr ::1 goto from_elsewhere
+    ip6 saddr ::1 goto from_elsewhere
+  }
+
+  # Answers have their loopback address back by now. An untracked packet has no status, so it does not return here.
+  chain from_elsewhere {
+    ct status & (snat | dnat) != 0 return
+    counter drop
   }
 }
 """)
@@ -198,22 +220,35 @@ _BASE_CHAINS: dict[str, tuple[str | int | None, ...]] = {
     "isolation_forward": ("filter", "forward", 0, "accept"),
     "isolation_output": ("filter", "output", 0, "accept"),
     "isolation_input": ("filter", "input", 0, "accept"),
-    "loopback_guard": ("filter", "prerouting", -300, "accept"),
+    "loopback_guard": ("filter", "input", -300, "accept"),
 }
+_BLOCK = re.compile(r"(?:  #.*\n)*  chain (\w+) {\n(?:    type (.*)\n)?((?:    .*\n)+)  }\n\n?")
 _PLAIN_CHAIN = (None, None, None, None)
-_PLAIN_CHAINS = ("dispatch", "masquerading", "admit_addr4", "admit_addr6", "admit_any4", "admit_any6", "isolation")
-_CHAINS = {**_BASE_CHAINS, **dict.fromkeys(_PLAIN_CHAINS, _PLAIN_CHAIN)}
+_CHAINS = dict.fromkeys((block[1] for block in _BLOCK.finditer(SKELETON.template)), _PLAIN_CHAIN) | _BASE_CHAINS
 
-#: Base chains that come with the first element of a set whose name begins so: each costs every packet of the host, and
-#: most hosts have no use for them. They stay as long as the table.
-_ON_DEMAND = {
-    "admission": "guarded_",
-    "isolation_forward": "isolated",
-    "isolation_output": "isolated",
-    "isolation_input": "isolated",
+#: Chains whose rules come with the first element of a set whose name begins so; base chains come themselves then. Each
+#: costs every connection, a base chain every packet of the host, and most hosts have no use for them. They stay as long
+#: as the table.
+_ON_DEMAND: dict[str, tuple[str, ...]] = {
+    "dispatch_addr": ("addr",),
+    "masquerade_addr": ("always_addr", "never_addr"),
+    "masquerade_any": ("always_any", "never_any"),
+    "admission": ("guarded_",),
+    "isolation_forward": ("isolated",),
+    "isolation_output": ("isolated",),
+    "isolation_input": ("isolated",),
 }
-_BLOCK = re.compile(rf"(?:  #.*\n)*  chain ({'|'.join(_ON_DEMAND)}) {{\n    (.*)\n((?:    .*\n)+)  }}\n\n")
-_CORE = Template(_BLOCK.sub("", SKELETON.template))
+_HOOKED_ON_DEMAND = _ON_DEMAND.keys() & _BASE_CHAINS.keys()
+
+
+def _without_what_comes_later(block: re.Match[str]) -> str:
+    name = block[1]
+    if name in _HOOKED_ON_DEMAND:
+        return ""
+    return f"  chain {name} {{ }}\n\n" if name in _ON_DEMAND else block[0]
+
+
+_CORE = Template(_BLOCK.sub(_without_what_comes_later, SKELETON.template))
 
 #: Type of the key, of the value, flags of a set or map.
 Shape = tuple[tuple[str, ...], str | None, tuple[str, ...]]
@@ -299,7 +334,7 @@ def _filled(template: Template, mark_bit: int, flags: Flags = (), table: str = T
 def needed(elements: Elements) -> set[str]:
     """The chains on demand for which there are elements."""
     names = tuple(name for name, inside in elements.items() if inside)
-    return {chain for chain, prefix in _ON_DEMAND.items() if any(name.startswith(prefix) for name in names)}
+    return {chain for chain, prefixes in _ON_DEMAND.items() if any(name.startswith(prefixes) for name in names)}
 
 
 def chains(names: set[str], mark_bit: int, table: str = TABLE) -> str:
@@ -309,7 +344,8 @@ def chains(names: set[str], mark_bit: int, table: str = TABLE) -> str:
     lines = [f"flush set inet {table} fingerprint"]
     for name, hook, rules in _BLOCK.findall(_filled(SKELETON, mark_bit)):
         if name in names:
-            lines += [f"add chain inet {table} {name} {{ {hook} }}", f"flush chain inet {table} {name}"]
+            lines.append(f"add chain inet {table} {name}" + (f" {{ type {hook} }}" if hook else ""))
+            lines.append(f"flush chain inet {table} {name}")
             lines += [f"add rule inet {table} {name} {' '.join(rule.split())}" for rule in rules.splitlines()]
     return "\n".join(lines) + "\n"
 
@@ -340,8 +376,12 @@ def refill(found: Listed, mark_bit: int, flags: Flags) -> str:
     lines += [f"delete counter inet {TABLE} {name}" for name in sorted(unknown)]
     if "fingerprint" in found.sets:
         lines.append(f"flush set inet {TABLE} fingerprint")
-    names = needed(found.elements) | (found.chains.keys() & _ON_DEMAND.keys())
-    return "\n".join([*lines, skeleton(mark_bit, flags) + chains(names, mark_bit)])
+    return "\n".join([*lines, skeleton(mark_bit, flags) + chains(on_demand(found), mark_bit)])
+
+
+def on_demand(found: Listed) -> set[str]:
+    """The chains on demand of a table that is refilled: those that are needed, and base chains that are there."""
+    return needed(found.elements) | (found.chains.keys() & _HOOKED_ON_DEMAND)
 
 
 def shape(name: str) -> Shape:
@@ -353,7 +393,7 @@ def shape(name: str) -> Shape:
 
 def has_others(found: Listed) -> bool:
     """Whether chains, sets or counters are more, less or other than this version's, whatever the rules."""
-    spared = _ON_DEMAND.keys() - found.chains.keys() - needed(found.elements)
+    spared = _HOOKED_ON_DEMAND - found.chains.keys() - needed(found.elements)
     wanted = {name: definition for name, definition in _CHAINS.items() if name not in spared}
     return (found.chains, found.sets, found.named_counters) != (wanted, _SETS, _COUNTERS)
 

@@ -53,6 +53,8 @@ class Table:
         self._flags: ruleset.Flags = ()
         # What must go before the next delta, in its transaction, until it is written: the skeleton, or a refill.
         self._prologue = ""
+        # The chains on demand that have their rules, or get them by the prologue.
+        self._on_demand: set[str] = set()
         # What makes room for a new table where nft cannot list the one that is there.
         self._unreadable = ""
         # Chains, sets and rules as nft listed them after they were written.
@@ -159,6 +161,7 @@ class Table:
     def _forget(self) -> None:
         """There is no table: the next transaction makes it."""
         self.elements = {}
+        self._on_demand = set()
         self._prologue = self._unreadable + ruleset.skeleton(self._mark_bit, self._flags)
 
     async def _own(self) -> None:
@@ -172,6 +175,7 @@ class Table:
         self.elements = found.elements
         self._prologue = ""
         self._skeleton = found.skeleton
+        self._on_demand = ruleset.on_demand(found)
         if ruleset.has_others(found) or found.fingerprint != ruleset.fingerprint(self._mark_bit, found):
             self._prologue = ruleset.refill(found, self._mark_bit, self._flags)
 
@@ -211,6 +215,7 @@ class Table:
         else:
             # Also where it is as it was listed after our last write: that may have come before the listing.
             known = found._replace(elements=self.elements)
+            self._on_demand = ruleset.on_demand(known)
             self._prologue = ruleset.refill(known, self._mark_bit, self._flags)
             for name in {*ruleset.sets_to_replace(found), *(self.elements.keys() - found.sets.keys())}:
                 self.elements[name] = {}
@@ -247,13 +252,13 @@ class Table:
         return written
 
     async def _write(self, change: Delta) -> None:
-        # Those for which elements that are there ask came with them, or come with the prologue.
-        chains = ruleset.needed({slot.set: {slot.key: None} for slot in change.add}) - ruleset.needed(self.elements)
+        chains = ruleset.needed({slot.set: {slot.key: None} for slot in change.add}) - self._on_demand
         prologue = self._prologue + ruleset.chains(chains, self._mark_bit)
         if change or prologue:
             await self._nft.run(prologue + ruleset.text(change))
         desired.apply(self.elements, change)
         self._written |= change.remove.keys() | change.add.keys()
+        self._on_demand |= chains
         if prologue:
             self._prologue = self._unreadable = ""
             self._sealed = False

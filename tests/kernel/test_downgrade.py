@@ -68,7 +68,7 @@ def commands(skeleton: str) -> str:
     for line in skeleton.splitlines():
         if found := re.fullmatch(r"  (map|set|counter) (\w+) (\{.*\})", line):
             made.append(f"add {found[1]} inet nfportd {found[2]} {found[3]}")
-        elif found := re.fullmatch(r"  chain (\w+) \{", line):
+        elif found := re.fullmatch(r"  chain (\w+) \{( \})?", line):
             chain = found[1]
             made.append(f"add chain inet nfportd {chain}")
         elif found := re.fullmatch(r"    (type .*;)", line):

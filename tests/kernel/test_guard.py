@@ -176,3 +176,35 @@ def test_the_hosts_own_loopback_services_are_as_before(lab: Lab) -> None:
     for proto in ("tcp", "udp"):
         assert lab.host.ask("127.0.0.1", SERVICE_PORT, proto).source == "127.0.0.1"
         assert lab.host.ask("::1", SERVICE_PORT, proto).source == "::1"
+
+
+@pytest.fixture
+def their_rules(lab: Lab, request: pytest.FixtureRequest) -> Iterator[None]:
+    """A table of somebody else, with this chain."""
+    lab.host.nft(f"table ip theirs {{\n chain c {{ {request.param}; }}\n}}")
+    yield
+    lab.host.nft("delete table ip theirs")
+
+
+UNTRACKED = "type filter hook prerouting priority -310; notrack"
+
+
+@pytest.mark.usefixtures("daemon", "their_rules")
+@pytest.mark.parametrize("their_rules", [UNTRACKED], indirect=True, ids=["notrack"])
+@pytest.mark.parametrize("open_sysctls", [("all",)], indirect=True, ids=["all"])
+@pytest.mark.parametrize("attacker", ATTACKERS)
+def test_a_frame_that_is_not_tracked_reaches_nobody(lab: Lab, attacker: str, open_sysctls: None) -> None:
+    with Attack(lab, attacker) as attack:
+        attack.send("127.0.0.1", SERVICE_PORT)
+        attack.send("192.0.2.1", OPEN_PORT, source="127.0.0.5")
+        assert attack.reached() == []
+
+
+REDIRECTED = f"type nat hook prerouting priority -110; udp dport 9002 dnat to 127.0.0.1:{SERVICE_PORT}"
+
+
+@pytest.mark.usefixtures("daemon", "their_rules")
+@pytest.mark.parametrize("their_rules", [REDIRECTED], indirect=True, ids=["dnat"])
+@pytest.mark.parametrize("open_sysctls", [("all",)], indirect=True, ids=["all"])
+def test_who_leads_others_to_his_loopback_himself_goes_on_doing_so(lab: Lab, open_sysctls: None) -> None:
+    assert lab.client.ask("192.0.2.1", 9002, "udp").target == "service-on-127.0.0.1"

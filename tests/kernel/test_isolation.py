@@ -210,9 +210,15 @@ def test_neighbours_on_a_bridge_pass_this_host_only_with_br_netfilter(
         lab.bridge_netfilter(False)
 
 
+def needed(daemon: Daemon) -> list[str]:
+    """The rules but for those that an earlier mapping has brought and `web` does not need."""
+    later = ("\tchain dispatch_addr ", "\tchain masquerade_")
+    return [chain for chain in rules(daemon) if not chain.startswith(later)]
+
+
 def test_a_table_from_before_isolation_gets_it_and_nothing_is_lost(lab: Lab, daemon: Daemon, publish: Publish) -> None:
     publish(web())
-    text = rules(daemon)
+    text = needed(daemon)
     daemon.kill9()
     assert not lab.outside.ask(address("t1", 4), 80, timeout=SHORT)
     chains = ["isolation_forward", "isolation_output", "isolation_input", "isolation"]
@@ -229,5 +235,5 @@ def test_a_table_from_before_isolation_gets_it_and_nothing_is_lost(lab: Lab, dae
     for family in FAMILIES:
         assert not lab.outside.ask(address("t1", family), 80, timeout=SHORT)
         assert lab.outside.ask(OWN[family], 8080).target == "t1"
-    assert (sorted(rules(daemon)), before.items() <= handles(daemon).items()) == (sorted(text), True)
+    assert (sorted(needed(daemon)), before.items() <= handles(daemon).items()) == (sorted(text), True)
     assert daemon.counters("any6")["tcp . 8080"] == 2

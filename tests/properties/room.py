@@ -18,6 +18,14 @@ from tests.netns import Namespace
 from tests.properties.model import NAMES
 from tests.properties.promises import Promises, Table
 
+#: What may be missing while sets of such names have no elements.
+ON_DEMAND = {
+    "admission": ("guarded_",),
+    "dispatch_addr": ("addr",),
+    "masquerade_addr": ("always_addr", "never_addr"),
+    "masquerade_any": ("always_any", "never_any"),
+}
+
 
 class Skeleton(dict[str, Any]):
     """Chains, rules, sets and flags as nft lists them, without numbers that change."""
@@ -55,7 +63,9 @@ class Room:
         if self._sound is None:
             # With what comes on demand.
             (daemon.dropins / "guarded.yaml").write_text(
-                "mappings: [{listen: 1, targets: '10.88.0.11:1', sources: [192.0.2.0/24]}]\n"
+                "mappings:\n"
+                "  - {listen: 1, targets: '10.88.0.11:1', sources: [192.0.2.0/24], masquerade: always}\n"
+                "  - {listen: '127.0.0.1:2', targets: '10.88.0.11:1', masquerade: always}\n"
             )
             daemon.start()
             self._sound = Skeleton(daemon.table()["nftables"])
@@ -84,8 +94,10 @@ class Room:
         wrong = [f"{n}: {found.get(n)} is not {wanted[n]}" for n in NAMES if found.get(n) != wanted[n]]
         skeleton, sound = Skeleton(listed), self._sound or Skeleton([])
         names = skeleton.keys() | sound.keys()
-        if not any(inside for name, inside in found.items() if name.startswith("guarded_")):
-            names -= {"chain admission", "rules of admission"} - skeleton.keys()
+        filled = [name for name, inside in found.items() if inside]
+        for chain, prefixes in ON_DEMAND.items():
+            if not any(name.startswith(prefixes) for name in filled):
+                names -= {f"chain {chain}", f"rules of {chain}"} - skeleton.keys()
         wrong += [f"{n}: {skeleton.get(n)} is not {sound.get(n)}" for n in names if skeleton.get(n) != sound.get(n)]
         if len(found.get("fingerprint", ())) != 1:
             wrong.append("there is no fingerprint")

@@ -18,8 +18,12 @@ _BASE = {
     "isolation_forward": ("filter", "forward", 0),
     "isolation_output": ("filter", "output", 0),
     "isolation_input": ("filter", "input", 0),
-    "loopback_guard": ("filter", "prerouting", -300),
+    "loopback_guard": ("filter", "input", -300),
 }
+_PLAIN = (
+    *("dispatch", "dispatch_addr", "masquerade_addr", "masquerade_any", "masquerading", "from_elsewhere", "isolation"),
+    *("admit_addr4", "admit_addr6", "admit_any4", "admit_any6"),
+)
 
 
 def _head(kind: str, name: str, **more: Any) -> dict[str, Any]:
@@ -85,9 +89,8 @@ def table(version: str = "1.0.6", fingerprint: str | None = "abc", **elements: l
     items.append(_set("fingerprint", "mark", version, mark))
     for name, (kind, hook, priority) in _BASE.items():
         items.append(_head("chain", name, type=kind, hook=hook, prio=priority, policy="accept"))
-    plain = ("dispatch", "masquerading", "admit_addr4", "admit_addr6", "admit_any4", "admit_any6", "isolation")
-    items += [_head("chain", name) for name in plain]
-    items.append(rule("loopback_guard", {"counter": {"packets": 5, "bytes": 300}}, {"drop": None}))
+    items += [_head("chain", name) for name in _PLAIN]
+    items.append(rule("from_elsewhere", {"counter": {"packets": 5, "bytes": 300}}, {"drop": None}))
     return {"nftables": items}
 
 

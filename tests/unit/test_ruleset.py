@@ -55,11 +55,17 @@ def test_the_skeleton_of_another_name() -> None:
     assert ruleset.skeleton(13, (), "other").startswith("table inet other {")
 
 
-def test_loopback_is_dropped_before_anything_looks_at_it() -> None:
-    guard = ruleset.skeleton(13).partition("chain loopback_guard")[2].partition("}")[0]
+def test_what_has_a_loopback_address_and_is_no_answer_is_dropped_before_anything_takes_it() -> None:
+    text = ruleset.skeleton(13)
+    guard, left = (
+        text.partition(f"chain {name} {{")[2].partition("}\n")[0] for name in ("loopback_guard", "from_elsewhere")
+    )
 
-    dropped = re.findall(r'ip6? [sd]addr (\S+) iifname != "lo" counter drop', guard)
-    assert dropped == ["127.0.0.0/8", "127.0.0.0/8", "::1", "::1"]
+    assert re.findall(r"ip6? ([sd]addr \S+) goto from_elsewhere", guard) == [
+        *("daddr 127.0.0.0/8", "saddr 127.0.0.0/8"),
+        *("daddr ::1", "saddr ::1"),
+    ]
+    assert left.split("\n")[1:3] == ["    ct status & (snat | dnat) != 0 return", "    counter drop"]
 
 
 def test_a_table_of_ours_is_flushed_and_filled_and_nothing_of_it_deleted() -> None:
@@ -71,8 +77,9 @@ def test_every_chain_is_flushed() -> None:
 
     admission = {"admission", "admit_addr4", "admit_addr6", "admit_any4", "admit_any6"}
     isolation = {"isolation", "isolation_forward", "isolation_output", "isolation_input"}
-    translation = {"prerouting", "output", "postrouting", "dispatch", "masquerading"}
-    assert flushed == {"loopback_guard", *translation, *admission, *isolation}
+    translation = {"prerouting", "output", "postrouting", "dispatch", "dispatch_addr", "masquerading"}
+    wishes = {"masquerade_addr", "masquerade_any"}
+    assert flushed == {"loopback_guard", "from_elsewhere", *translation, *wishes, *admission, *isolation}
 
 
 def test_the_old_fingerprint_goes() -> None:
@@ -150,7 +157,7 @@ def test_the_fingerprint_is_left_as_a_comment() -> None:
 def test_a_policy_is_set_in_place_for_a_chain_made_anew_loses_its_hook_for_a_moment() -> None:
     text = ruleset.refill(read(changed(table(), "loopback_guard", policy="drop")), 13, ())
     assert "delete " not in text
-    assert "hook prerouting priority raw; policy accept;" in text
+    assert "hook input priority raw; policy accept;" in text
 
 
 def test_chains_on_demand_are_neither_missed_nor_written_without_elements() -> None:
@@ -169,7 +176,24 @@ def test_chains_on_demand_are_missed_and_written_where_there_are_elements() -> N
     assert "add rule inet nfportd admission ct state != new return" in text.splitlines()
 
 
-def test_every_base_chain_is_in_the_skeleton_or_comes_on_demand() -> None:
+def test_a_plain_chain_on_demand_is_there_without_its_rules() -> None:
+    assert re.findall(r"chain (\w+) { }", ruleset.skeleton(13)) == [
+        "dispatch_addr",
+        "masquerade_addr",
+        "masquerade_any",
+    ]
+    assert "add rule inet nfportd dispatch_addr" not in ruleset.refill(read(table()), 13, ())
+
+
+def test_a_mapping_of_one_address_brings_its_lookup_and_nothing_more() -> None:
+    listing = table(addr4=[[counted(concat("192.0.2.1", "tcp", 80)), concat("10.88.0.11", 80)]])
+
+    assert ruleset.needed(read(listing).elements) == {"dispatch_addr"}
+    assert ruleset.on_demand(read(without(listing, "admission"))) & {"dispatch_addr", "admission"} == {"dispatch_addr"}
+
+
+def test_every_chain_on_demand_is_known() -> None:
     names = {name for name, _, _ in ruleset._BLOCK.findall(ruleset.SKELETON.template)}
 
-    assert names == set(ruleset._ON_DEMAND)
+    assert ruleset._ON_DEMAND.keys() < names
+    assert ruleset._BASE_CHAINS.keys() < names
