@@ -79,7 +79,12 @@ ODD = (
     "add rule inet nfportd prerouting @th,0,16 22 counter quota 5 bytes drop",
     "add rule inet nfportd prerouting meter m { ip saddr limit rate 5/second }",
 )
-_DROPIN = "mappings: [{listen: 8080, targets: [10.88.0.11:80], sources: 192.0.2.0/24}]\n"
+#: With all rules that come on demand, which a start also writes for elements of others.
+_DROPIN = """\
+mappings:
+  - {listen: 8080, targets: [10.88.0.11:80], sources: 192.0.2.0/24, masquerade: always}
+  - {listen: 127.0.0.1:8081, targets: [10.88.0.11:80], masquerade: always}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +97,7 @@ def room() -> Iterator[Lab]:
 
 @pytest.fixture
 def daemon(room: Lab) -> Iterator[Daemon]:
-    """The daemon with one mapping, and a table that nobody else has touched."""
+    """The daemon with two mappings, and a table that nobody else has touched."""
     made = Daemon(room)
     made.write("web.yaml", _DROPIN, wait=False)
     made.start()
