@@ -83,7 +83,7 @@ def checked(content: bytes, file: str, wanted: type[T]) -> T:
 
     Raises InvalidInput with every problem found.
     """
-    node = document.read(content, file) or Node({}, 1, 1)
+    node = document.read(content, file) or document.empty()
     adapter = TypeAdapter(wanted)
     try:
         return adapter.validate_python(node.plain())
