@@ -58,10 +58,10 @@ class Key(NamedTuple):
         wildcard = "0.0.0.0" if self.family == 4 else "::"
         return f"{join_port(self.address or wildcard, str(self.port))}/{self.protocol}"
 
-    @property
-    def takes_loopback(self) -> bool:
-        """Whether connections to 127.0.0.0/8 or ::1 can reach this key."""
-        return self.address is None or ipaddress.ip_address(self.address).is_loopback
+
+def takes_loopback(listen: str | None) -> bool:
+    """Whether connections to 127.0.0.0/8 or ::1 can reach a key with this listen address."""
+    return listen is None or ipaddress.ip_address(listen).is_loopback
 
 
 #: The address on which a process of this host listens, and, where known, its pid and name.
@@ -276,16 +276,19 @@ class Mapping:
         """How many keys it claims."""
         return len(self.targets) * len(self.protocol) * self.listen.ports.count
 
-    def endpoints(self) -> Iterator[tuple[Key, Endpoint]]:
-        """Every key that this mapping claims, with where it goes; ranges map 1:1."""
-        address, ports = self.listen.address, self.listen.ports
-        count = ports.count
+    def claimed(self) -> Iterator[Key]:
+        """Every key that this mapping claims."""
+        address, first, count = self.listen.address, self.listen.ports.first, self.listen.ports.count
         for target in self.targets:
             for protocol in self.protocol:
-                yield Key(target.family, address, protocol, ports.first), Endpoint(target.address, target.ports.first)
-                for offset in range(1, count):
-                    key = Key(target.family, address, protocol, ports.first + offset)
-                    yield key, Endpoint(target.address, target.ports.first + offset)
+                # Of a single port the number is kept once.
+                yield Key(target.family, address, protocol, first)
+                for port in range(first + 1, first + count):
+                    yield Key(target.family, address, protocol, port)
+
+    def endpoints(self) -> Iterator[tuple[Key, Endpoint]]:
+        """Every key that this mapping claims, with where it goes; ranges map 1:1."""
+        return ((key, self.endpoint(key)) for key in self.claimed())
 
     def endpoint(self, key: Key) -> Endpoint:
         """Where one of this mapping's own keys goes."""

@@ -135,7 +135,7 @@ def _raise(problems: list[Problem]) -> None:
 def _claim(mapping: Mapping, claimed: dict[Key, Mapping]) -> Iterable[tuple[Mapping, list[Key]]]:
     """Claim the mapping's keys; the earlier mappings of the file that hold some of them, with those."""
     lost: dict[int, tuple[Mapping, list[Key]]] = {}
-    for key, _ in mapping.endpoints():
+    for key in mapping.claimed():
         holder = claimed.setdefault(key, mapping)
         if holder is not mapping:
             lost.setdefault(id(holder), (holder, []))[1].append(key)
