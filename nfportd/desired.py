@@ -93,6 +93,7 @@ class Desired:
         self._owners: dict[str, dict[Mapping, Claim]] = {}
         # Nearly every key has one claim: no tuple is kept for those, at 60,000 keys that is 4 MB.
         self._claims: dict[Key, Claim | tuple[Claim, ...]] = {}
+        # By how many mappings each is.
         self._reached: Counter[Reached] = Counter()
         self._reached_since: dict[Reached, bool] = {}
         # Isolated targets, each with the keys that lead there and whose holder says so: the last one opens it.
@@ -125,17 +126,19 @@ class Desired:
         return touched
 
     def _take(self, claim: Claim, touched: Touched) -> None:
-        for key in claim.mapping.claimed():
+        mapping = claim.mapping
+        for key in mapping.claimed():
             if key in self._claims:
                 self._join(key, claim, touched)
                 continue
             self._claims[key] = claim
             touched.setdefault(key)
-            self._isolate(key, claim)
-        for reached, count in _reaches(claim.mapping):
+            if mapping.isolate:
+                self._isolate(key, claim)
+        for reached in _reached(mapping):
             if not self._reached[reached]:
                 self._note(reached, used=True)
-            self._reached[reached] += count
+            self._reached[reached] += 1
 
     def _join(self, key: Key, claim: Claim, touched: Touched) -> None:
         """Take a place among others who claim a key."""
@@ -164,8 +167,8 @@ class Desired:
                 self._open(key, claim)
                 if others:
                     self._isolate(key, others[0])
-        for reached, count in _reaches(claim.mapping):
-            self._reached[reached] -= count
+        for reached in _reached(claim.mapping):
+            self._reached[reached] -= 1
             if not self._reached[reached]:
                 del self._reached[reached]
                 self._note(reached, used=False)
@@ -279,17 +282,15 @@ class Desired:
         wanted: dict[Slot, Parts | Absent | None] = {}
         detours: dict[Slot, Parts | Absent | None] = {}
         for key, former in touched.items():
-            target = _target(key)
+            target, claim = _target(key), self.holder(key)
             if former is not None:
                 for slot in _options(key, former.mapping, target):
                     wanted[slot] = ABSENT
+                self._want_isolated(key, former, wanted)
             if self.relay and (loopback := loopback_key(key)):
                 detours[_target(loopback)] = self._at_loopback(loopback)
-            claim = self.holder(key)
-            for each in (former, claim):
-                if each and each.mapping.isolate:
-                    slot = isolated(key, each.mapping.endpoint(key))
-                    wanted[slot] = self.isolation(slot)
+            if claim is not None:
+                self._want_isolated(key, claim, wanted)
             if claim is None or key in self.blocked:
                 wanted[target] = ABSENT
                 continue
@@ -298,16 +299,19 @@ class Desired:
                 wanted[slot] = None
         return wanted | detours
 
+    def _want_isolated(self, key: Key, claim: Claim, wanted: dict[Slot, Parts | Absent | None]) -> None:
+        if claim.mapping.isolate:
+            slot = isolated(key, claim.mapping.endpoint(key))
+            wanted[slot] = self.isolation(slot)
+
     def wanted_of_all(self) -> dict[Slot, Parts | Absent | None]:
         """What should be in the table for all claims; every slot that is not named should be empty."""
         return self.wanted(dict.fromkeys(self._claims))
 
 
-def _reaches(mapping: Mapping) -> Iterator[tuple[Reached, int]]:
-    """The targets to which a mapping leads, and how many of its keys lead there."""
+def _reached(mapping: Mapping) -> list[Reached]:
     loopback = takes_loopback(mapping.listen.address)
-    for target in mapping.targets:
-        yield Reached(target.family, target.address, loopback), mapping.size // len(mapping.targets)
+    return [Reached(target.family, target.address, loopback) for target in mapping.targets]
 
 
 def _same(claim: Claim, before: AbstractMapping[Mapping, Claim]) -> Claim:
