@@ -182,6 +182,8 @@ class _Reading:
         self._events = events
         self._anchors: dict[str | None, _Anchored] = {}
         self._problems: list[Problem] = []
+        # Keys are the same few words again and again, and kept once.
+        self._keys: dict[str, str] = {}
         # How many values there were, and the deepest level; aliases count as what they stand for.
         self._count = self._deepest = 0
 
@@ -262,12 +264,13 @@ class _Reading:
                 self._fail(event, "a key must be plain text")
             node = self._node(next(self._events), depth)
             node.key = event.start_mark
-            if event.value == "<<" and event.implicit[0]:
+            key = self._keys.setdefault(event.value, event.value)
+            if key == "<<" and event.implicit[0]:
                 self._merge(merged, node, event)
-            elif event.value in own:
-                self._duplicate(event, own[event.value])
+            elif key in own:
+                self._duplicate(event, own[key])
             else:
-                own[event.value] = node
+                own[key] = node
         return merged | own if merged else own
 
     def _merge(self, merged: dict[str, Node], value: Node, event: yaml.Event) -> None:
