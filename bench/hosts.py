@@ -7,6 +7,7 @@ of the way, and who has written to the kernel, and when, is asked of the kernel.
 from __future__ import annotations
 
 import atexit
+import compileall
 import ctypes
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any
 
 import nftables
 
-from tests.lab import Daemon, Lab
+from tests.lab import ROOT, Daemon, Lab
 from tests.netns import MEMORY
 
 #: Beside what is present, the ports that are published and withdrawn again.
@@ -46,8 +47,15 @@ def served(lab: Lab, name: str, port: int) -> None:
     lab.spaces[f"{name}-t"].serve([port], ["tcp"])
 
 
+#: What no service manager hands over: it keeps Python from its byte-code, and has OpenSSL read every certificate.
+_FOREIGN = ("PYTHONDONTWRITEBYTECODE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
 def daemon_of(lab: Lab, name: str) -> Daemon:
-    """A daemon on a new host, whose run directory is in memory, as /run is."""
+    """A daemon on a new host, whose run directory is in memory, as /run is; compiled, as an installed one is."""
+    for variable in _FOREIGN:
+        os.environ.pop(variable, None)
+    compileall.compile_dir(ROOT / "nfportd", quiet=1)
     host(lab, name)
     run = tempfile.mkdtemp(prefix=f"{lab.prefix}-", dir=MEMORY)
     atexit.register(shutil.rmtree, run, ignore_errors=True)

@@ -270,7 +270,7 @@ def apply(
             text: bytes = opened.read(document.MAX_BYTES + 1)
     except OSError as error:
         raise InvalidInput([Misplaced(name, 0, 0, f"cannot be read: {error.strerror}")]) from None
-    root = document.read(text, name) or Node({}, 1, 1)
+    root = document.read(text, name) or document.empty()
     content = root.plain()
     if not isinstance(content, dict):
         raise InvalidInput([Misplaced(name, 1, 1, "a drop-in is `mappings:` and a list under it")])

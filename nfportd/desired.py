@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping as AbstractMapping, Set 
 from enum import Enum
 from typing import NamedTuple
 
-from nfportd.model import Blocker, Endpoint, Key, Mapping, Protocol
+from nfportd.model import Blocker, Endpoint, Key, Mapping, Protocol, takes_loopback
 from nfportd.notation import FAMILIES, Family
 
 #: The owner of elements that were found in the kernel when the store that knew their owners was lost.
@@ -93,6 +93,7 @@ class Desired:
         self._owners: dict[str, dict[Mapping, Claim]] = {}
         # Nearly every key has one claim: no tuple is kept for those, at 60,000 keys that is 4 MB.
         self._claims: dict[Key, Claim | tuple[Claim, ...]] = {}
+        # By how many mappings each is.
         self._reached: Counter[Reached] = Counter()
         self._reached_since: dict[Reached, bool] = {}
         # Isolated targets, each with the keys that lead there and whose holder says so: the last one opens it.
@@ -110,7 +111,7 @@ class Desired:
         before = self._owners.get(owner, {})
         after = {mapping: _same(Claim(owner, line, mapping), before) for mapping, line in mappings.items()}
         touched: Touched = {}
-        for mapping in before.keys() - after.keys():
+        for mapping in before.keys() - after.keys() if before else ():
             self._drop(before[mapping], touched)
         for mapping, claim in after.items():
             if mapping not in before:
@@ -125,27 +126,34 @@ class Desired:
         return touched
 
     def _take(self, claim: Claim, touched: Touched) -> None:
-        for key, endpoint in claim.mapping.endpoints():
-            others = self.claims(key)
-            touched.setdefault(key, others[0] if others else None)
-            if others:
-                ordered = list(others)
-                bisect.insort(ordered, claim, key=lambda c: c.order)
-                self._claims[key] = tuple(ordered)
-                self.contested.add(key)
-                if ordered[0] is claim:
-                    self._open(key, others[0])
-                    self._isolate(key, claim)
-            else:
-                self._claims[key] = claim
+        mapping = claim.mapping
+        for key in mapping.claimed():
+            if key in self._claims:
+                self._join(key, claim, touched)
+                continue
+            self._claims[key] = claim
+            touched.setdefault(key)
+            if mapping.isolate:
                 self._isolate(key, claim)
-            reached = Reached(key.family, endpoint.address, key.takes_loopback)
+        for reached in _reached(mapping):
             if not self._reached[reached]:
                 self._note(reached, used=True)
             self._reached[reached] += 1
 
+    def _join(self, key: Key, claim: Claim, touched: Touched) -> None:
+        """Take a place among others who claim a key."""
+        others = self.claims(key)
+        touched.setdefault(key, others[0])
+        ordered = list(others)
+        bisect.insort(ordered, claim, key=lambda c: c.order)
+        self._claims[key] = tuple(ordered)
+        self.contested.add(key)
+        if ordered[0] is claim:
+            self._open(key, others[0])
+            self._isolate(key, claim)
+
     def _drop(self, claim: Claim, touched: Touched) -> None:
-        for key, endpoint in claim.mapping.endpoints():
+        for key in claim.mapping.claimed():
             claims = self.claims(key)
             touched.setdefault(key, claims[0])
             others = tuple(c for c in claims if c is not claim)
@@ -159,7 +167,7 @@ class Desired:
                 self._open(key, claim)
                 if others:
                     self._isolate(key, others[0])
-            reached = Reached(key.family, endpoint.address, key.takes_loopback)
+        for reached in _reached(claim.mapping):
             self._reached[reached] -= 1
             if not self._reached[reached]:
                 del self._reached[reached]
@@ -178,7 +186,7 @@ class Desired:
 
     def block(self, among: AbstractSet[Key], blockers: AbstractMapping[Key, Blocker]) -> None:
         """Keep out of the kernel, of the keys `among`, exactly those that have a blocker."""
-        for key in among & self.blocked.keys():
+        for key in self.blocked.keys() & among:
             del self.blocked[key]
         self.blocked |= blockers
 
@@ -274,28 +282,36 @@ class Desired:
         wanted: dict[Slot, Parts | Absent | None] = {}
         detours: dict[Slot, Parts | Absent | None] = {}
         for key, former in touched.items():
-            target = _target(key)
+            target, claim = _target(key), self.holder(key)
             if former is not None:
                 for slot in _options(key, former.mapping, target):
                     wanted[slot] = ABSENT
+                self._want_isolated(key, former, wanted)
             if self.relay and (loopback := loopback_key(key)):
                 detours[_target(loopback)] = self._at_loopback(loopback)
-            claim = self.holder(key)
-            for each in (former, claim):
-                if each is not None and each.mapping.isolate:
-                    slot = isolated(key, each.mapping.endpoint(key))
-                    wanted[slot] = self.isolation(slot)
+            if claim is not None:
+                self._want_isolated(key, claim, wanted)
             if claim is None or key in self.blocked:
                 wanted[target] = ABSENT
                 continue
-            wanted[target] = tuple(claim.mapping.endpoint(key))
+            wanted[target] = claim.mapping.endpoint(key)
             for slot in _options(key, claim.mapping, target):
                 wanted[slot] = None
         return wanted | detours
 
+    def _want_isolated(self, key: Key, claim: Claim, wanted: dict[Slot, Parts | Absent | None]) -> None:
+        if claim.mapping.isolate:
+            slot = isolated(key, claim.mapping.endpoint(key))
+            wanted[slot] = self.isolation(slot)
+
     def wanted_of_all(self) -> dict[Slot, Parts | Absent | None]:
         """What should be in the table for all claims; every slot that is not named should be empty."""
         return self.wanted(dict.fromkeys(self._claims))
+
+
+def _reached(mapping: Mapping) -> list[Reached]:
+    loopback = takes_loopback(mapping.listen.address)
+    return [Reached(target.family, target.address, loopback) for target in mapping.targets]
 
 
 def _same(claim: Claim, before: AbstractMapping[Mapping, Claim]) -> Claim:

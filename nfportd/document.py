@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 from yaml.reader import ReaderError
@@ -32,25 +32,39 @@ _TOO_MANY = (
 _TOO_DEEP = f"more than {MAX_DEPTH} levels deep; mappings need four"
 #: What a value with one of these tags must be; any other tag has no meaning.
 _CORE_TAGS: dict[str, type] = {"null": type(None), "bool": bool, "int": int, "str": str, "seq": list, "map": dict}
+_VALUES = (yaml.ScalarEvent, yaml.CollectionStartEvent)
 #: libyaml compares each %TAG with all before it: 100,000 of them would take a minute.
 _MAX_TAG_LINES = 16
 #: What ends a line for libyaml, whose places these are (https://yaml.org/spec/1.1/#b-char).
 _BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 
+#: Holds nodes where YAML holds collections.
+Value = None | bool | int | str | list["Node"] | dict[str, "Node"]
 Plain = None | bool | int | str | list["Plain"] | dict[str, "Plain"]
 
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A value at a place (from 1). `value` holds nodes where YAML holds collections; `size` counts the values inside,
-    `height` the levels; `key_at` is the place of the key whose value this is."""
+    """A value and the mark where it begins; `key` is the mark of the key whose value it is."""
 
-    value: bool | int | str | list[Node] | dict[str, Node] | None
-    line: int
-    column: int
-    size: int = 1
-    height: int = 0
-    key_at: tuple[int, int] | None = None
+    value: Value
+    mark: Any
+    key: Any = None
+
+    @property
+    def line(self) -> int:
+        """From 1."""
+        return int(self.mark.line) + 1
+
+    @property
+    def column(self) -> int:
+        """From 1."""
+        return int(self.mark.column) + 1
+
+    @property
+    def key_at(self) -> tuple[int, int] | None:
+        """Line and column, from 1, of the key."""
+        return (self.key.line + 1, self.key.column + 1) if self.key else None
 
     def plain(self) -> Plain:
         """The same value without places."""
@@ -74,6 +88,11 @@ class Node:
         return node
 
 
+def empty() -> Node:
+    """What stands for a document that is not there: one without keys."""
+    return Node({}, yaml.Mark("", 0, 0, 0, None, 0))
+
+
 def read(content: bytes, file: str) -> Node | None:
     """Read one YAML document; None where there is none (an empty file, comments only).
 
@@ -92,10 +111,9 @@ def read(content: bytes, file: str) -> Node | None:
     if beyond := next(islice(re.finditer("%TAG", text), _MAX_TAG_LINES, None), None):
         found = f"more than {_MAX_TAG_LINES} times %TAG; tags have no meaning here, remove them"
         raise InvalidInput([Problem(file, *_after(text[: beyond.start()]), found)])
-    reading = _Reading(file)
     try:
         # Without the look ahead of yaml.parse, which takes as long as the events.
-        return reading.document(iter(yaml.CSafeLoader(text).get_event, None))
+        return _Reading(file, iter(yaml.CSafeLoader(text).get_event, None)).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         why = f"not valid YAML: {error.problem or error.context}"
@@ -124,16 +142,23 @@ def _place(event: yaml.Event) -> tuple[int, int]:
     return (mark.line + 1, mark.column + 1) if mark else (0, 0)
 
 
+#: Plain scalars that are no text, beside numbers.
+_WORDS: dict[str, bool | None] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_NUMBER = re.compile(r"[-+]?[0-9]+", re.ASCII)
+
+
 def _scalar(event: yaml.ScalarEvent) -> bool | int | str | None:
     text: str = event.value
     plain = event.implicit[0] or _tag(event) in ("null", "bool", "int")
     if not plain or len(text) > 10:
         return text
-    if text in ("", "~", "null", "Null", "NULL"):
-        return None
-    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
-        return text.lower() == "true"
-    return int(text) if re.fullmatch(r"[-+]?[0-9]+", text, re.ASCII) else text
+    if text in _WORDS:
+        return _WORDS[text]
+    return int(text) if _NUMBER.fullmatch(text) else text
 
 
 def _tag(event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> str:
@@ -141,22 +166,34 @@ def _tag(event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> str:
     return str(event.tag or "").removeprefix("tag:yaml.org,2002:")
 
 
+class _Anchored(NamedTuple):
+    """What an alias stands for: a value, how many values it is, and how many levels are inside it."""
+
+    value: Value
+    size: int
+    height: int
+
+
 class _Reading:
     """One pass over the events of one file."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, events: Iterator[yaml.Event]) -> None:
         self._file = file
-        self._anchors: dict[str, Node] = {}
+        self._events = events
+        self._anchors: dict[str | None, _Anchored] = {}
         self._problems: list[Problem] = []
-        self._count = 0
+        # Keys are the same few words again and again, and kept once.
+        self._keys: dict[str, str] = {}
+        # How many values there were, and the deepest level; aliases count as what they stand for.
+        self._count = self._deepest = 0
 
-    def document(self, events: Iterator[yaml.Event]) -> Node | None:
+    def document(self) -> Node | None:
         root = None
-        for event in events:
+        for event in self._events:
             if isinstance(event, yaml.DocumentStartEvent):
                 if root is not None:
                     self._fail(event, "a second document begins here; a file holds one, remove the ---")
-                root = self._node(next(events), events, 0)
+                root = self._node(next(self._events), 0)
         if self._problems:
             raise InvalidInput(self._problems)
         return None if root is None or root.value is None else root
@@ -164,73 +201,77 @@ class _Reading:
     def _fail(self, event: yaml.Event, message: str) -> NoReturn:
         raise InvalidInput([*self._problems, Problem(self._file, *_place(event), message)])
 
-    def _node(self, event: yaml.Event, events: Iterator[yaml.Event], depth: int) -> Node:
+    def _node(self, event: yaml.Event, depth: int) -> Node:
         if isinstance(event, yaml.AliasEvent):
-            node = self._anchors.get(str(event.anchor))
-            if node is None:
-                name = brief(str(event.anchor))
-                self._fail(event, f"alias *{name} has no anchor &{name} before it")
-            if depth + node.height > MAX_DEPTH:
-                self._fail(event, _TOO_DEEP)
-            # The same value, at the place where it is used.
-            return replace(node, line=_place(event)[0], column=_place(event)[1])
-        if not isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
+            return self._alias(event, depth)
+        self._grow(event, 1, depth)
+        if not isinstance(event, _VALUES):
             self._fail(event, "a value was expected here")
-        if depth > MAX_DEPTH:
-            self._fail(event, _TOO_DEEP)
-        if event.anchor:
-            # From here on the name means this value, which does not hold itself.
-            self._anchors.pop(event.anchor, None)
-        node = Node(None, *_place(event))
-        if isinstance(event, yaml.ScalarEvent):
-            node.value = _scalar(event)
-        elif isinstance(event, yaml.SequenceStartEvent):
-            self._sequence(node, events, depth)
-        else:
-            self._mapping(node, events, depth)
-        self._check_tag(event, node)
-        if event.anchor:
-            self._anchors[event.anchor] = node
-        return node
-
-    def _check_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, node: Node) -> None:
+        node = self._anchored(event, depth) if event.anchor else Node(self._value(event, depth), event.start_mark)
         if event.tag and not isinstance(node.value, _CORE_TAGS.get(_tag(event), ())):
             self._fail(event, f"tag {brief(event.tag)} has no meaning here; remove it")
+        return node
 
-    def _grow(self, node: Node, event: yaml.Event, inside: Node) -> None:
-        node.size += inside.size
-        node.height = max(node.height, inside.height + 1)
-        self._count += 1
-        if max(node.size, self._count) > MAX_VALUES:
+    def _grow(self, event: yaml.Event, size: int, deepest: int) -> None:
+        self._count += size
+        if self._count > MAX_VALUES:
             self._fail(event, _TOO_MANY)
+        if deepest > self._deepest:
+            self._deepest = deepest
+            if deepest > MAX_DEPTH:
+                self._fail(event, _TOO_DEEP)
 
-    def _sequence(self, node: Node, events: Iterator[yaml.Event], depth: int) -> None:
+    def _alias(self, event: yaml.AliasEvent, depth: int) -> Node:
+        """The same value, at the place where it is used."""
+        found = self._anchors.get(event.anchor)
+        if found is None:
+            name = brief(str(event.anchor))
+            self._fail(event, f"alias *{name} has no anchor &{name} before it")
+        self._grow(event, found.size, depth + found.height)
+        return Node(found.value, event.start_mark)
+
+    def _anchored(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, depth: int) -> Node:
+        # From here on the name means this value, which does not hold itself.
+        self._anchors.pop(event.anchor, None)
+        count, deepest, self._deepest = self._count, self._deepest, depth
+        value = self._value(event, depth)
+        self._anchors[event.anchor] = _Anchored(value, self._count - count + 1, self._deepest - depth)
+        self._deepest = max(self._deepest, deepest)
+        return Node(value, event.start_mark)
+
+    def _value(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, depth: int) -> Value:
+        if isinstance(event, yaml.ScalarEvent):
+            return _scalar(event)
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(depth + 1)
+        return self._sequence(depth + 1)
+
+    def _sequence(self, depth: int) -> list[Node]:
         items: list[Node] = []
-        node.value = items
-        for event in events:
+        for event in self._events:
             if isinstance(event, yaml.SequenceEndEvent):
-                return
-            items.append(self._node(event, events, depth + 1))
-            self._grow(node, event, items[-1])
+                break
+            items.append(self._node(event, depth))
+        return items
 
-    def _mapping(self, node: Node, events: Iterator[yaml.Event], depth: int) -> None:
+    def _mapping(self, depth: int) -> dict[str, Node]:
         own: dict[str, Node] = {}
         merged: dict[str, Node] = {}
-        for event in events:
+        for event in self._events:
             if isinstance(event, yaml.MappingEndEvent):
                 break
             if not isinstance(event, yaml.ScalarEvent):
                 self._fail(event, "a key must be plain text")
-            value = self._node(next(events), events, depth + 1)
-            self._grow(node, event, value)
-            value.key_at = _place(event)
-            if event.value == "<<" and event.implicit[0]:
-                self._merge(merged, value, event)
-            elif event.value in own:
-                self._duplicate(event, own[event.value])
+            node = self._node(next(self._events), depth)
+            node.key = event.start_mark
+            key = self._keys.setdefault(event.value, event.value)
+            if key == "<<" and event.implicit[0]:
+                self._merge(merged, node, event)
+            elif key in own:
+                self._duplicate(event, own[key])
             else:
-                own[event.value] = value
-        node.value = {**merged, **own}
+                own[key] = node
+        return merged | own if merged else own
 
     def _merge(self, merged: dict[str, Node], value: Node, event: yaml.Event) -> None:
         """Take the keys of `<<: *anchor`; the first of several anchors wins, own keys win over all."""

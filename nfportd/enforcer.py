@@ -114,7 +114,7 @@ class Enforcer:
         """The keys to try again: of refused mappings, and those on which a process listened."""
         touched: Touched = {}
         for claim in self.refused:
-            touched |= dict.fromkeys((key for key, _ in claim.mapping.endpoints()), claim)
+            touched |= dict.fromkeys(claim.mapping.claimed(), claim)
         blocked = set(self._desired.blocked)
         self._desired.block(blocked, self._ports.listening(blocked) if blocked else {})
         return touched | {key: self._desired.holder(key) for key in blocked}

@@ -23,8 +23,6 @@ def start(level: str) -> None:
     lines = Journal() if _is_journal(sys.stderr.fileno()) else logging.StreamHandler(sys.stderr)
     lines.setFormatter(logging.Formatter("%(message)s" if isinstance(lines, Journal) else "%(levelname)s %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[lines])
-    # Its debug log repeats every netlink message.
-    logging.getLogger("pyroute2").setLevel(logging.WARNING)
 
 
 class Journal(logging.Handler):

@@ -58,10 +58,10 @@ class Key(NamedTuple):
         wildcard = "0.0.0.0" if self.family == 4 else "::"
         return f"{join_port(self.address or wildcard, str(self.port))}/{self.protocol}"
 
-    @property
-    def takes_loopback(self) -> bool:
-        """Whether connections to 127.0.0.0/8 or ::1 can reach this key."""
-        return self.address is None or ipaddress.ip_address(self.address).is_loopback
+
+def takes_loopback(listen: str | None) -> bool:
+    """Whether connections to 127.0.0.0/8 or ::1 can reach a key with this listen address."""
+    return listen is None or ipaddress.ip_address(listen).is_loopback
 
 
 #: The address on which a process of this host listens, and, where known, its pid and name.
@@ -84,7 +84,7 @@ class Endpoint(NamedTuple):
 
 
 def _one_or_list(value: object) -> object:
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, _LISTS):
         return (value,)
     if len(value) > _LONGEST:
         raise ValueError(f"found {len(value):,} items; there are three protocols, and at most one target a family")
@@ -122,7 +122,7 @@ def _one_a_family(targets: tuple[Target, ...]) -> tuple[Target, ...]:
 def _sources(value: object) -> object:
     if value is None or value == ():
         return ()
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, _LISTS):
         return (value,)
     if not value:
         raise ValueError("the list is empty, nobody could connect; leave the key out for everybody")
@@ -148,6 +148,7 @@ def _readable(text: str) -> str:
     return text
 
 
+_LISTS = (list, tuple)
 #: Lists longer than this are not looked at item by item.
 _LONGEST = 8
 
@@ -219,27 +220,28 @@ class Mapping:
     pass this host and are not stopped."""
 
     @model_validator(mode="after")
-    def _sources_are_few(self) -> Mapping:
-        if not self.sources:
-            return self
+    def _fits_together(self) -> Mapping:
+        if self.sources:
+            self._sources_are_few()
+        self._targets_fit_listen()
+        return self
+
+    def _sources_are_few(self) -> None:
         elements = self.size * len(self.sources)
         if elements > _MOST_ALLOWED:
             found = f"{self.size:,} keys for {len(self.sources)} prefixes each are {elements:,} elements"
             text = f"{found}, the limit is {_MOST_ALLOWED:,}; use fewer prefixes or ports"
             raise PydanticCustomError("range", "{text}", {"at": "sources", "text": text})
-        return self
 
-    @model_validator(mode="after")
-    def _targets_fit_listen(self) -> Mapping:
+    def _targets_fit_listen(self) -> None:
+        ports, family = self.listen.ports, self.listen.family
         for target in self.targets:
-            if self.listen.family not in (None, target.family):
-                family = self.listen.family
+            if family not in (None, target.family):
                 found = f"target {target} is IPv{target.family}, listen {self.listen} is IPv{family}"
                 text = f"{found}; name an IPv{family} target"
                 raise PydanticCustomError("family", "{text}", {"at": "targets", "text": text})
-            if target.ports.count != self.listen.ports.count:
+            if target.ports is not ports and target.ports.count != ports.count:
                 raise PydanticCustomError("range", "{text}", {"at": "targets", "text": self._lengths(target)})
-        return self
 
     def _lengths(self, target: Target) -> str:
         count = self.listen.ports.count
@@ -274,15 +276,19 @@ class Mapping:
         """How many keys it claims."""
         return len(self.targets) * len(self.protocol) * self.listen.ports.count
 
-    def endpoints(self) -> Iterator[tuple[Key, Endpoint]]:
-        """Every key that this mapping claims, with where it goes; ranges map 1:1."""
-        address, ports = self.listen.address, self.listen.ports
+    def claimed(self) -> Iterator[Key]:
+        """Every key that this mapping claims."""
+        address, first, count = self.listen.address, self.listen.ports.first, self.listen.ports.count
         for target in self.targets:
             for protocol in self.protocol:
-                yield Key(target.family, address, protocol, ports.first), Endpoint(target.address, target.ports.first)
-                for offset in range(1, ports.count):
-                    key = Key(target.family, address, protocol, ports.first + offset)
-                    yield key, Endpoint(target.address, target.ports.first + offset)
+                # Of a single port the number is kept once.
+                yield Key(target.family, address, protocol, first)
+                for port in range(first + 1, first + count):
+                    yield Key(target.family, address, protocol, port)
+
+    def endpoints(self) -> Iterator[tuple[Key, Endpoint]]:
+        """Every key that this mapping claims, with where it goes; ranges map 1:1."""
+        return ((key, self.endpoint(key)) for key in self.claimed())
 
     def endpoint(self, key: Key) -> Endpoint:
         """Where one of this mapping's own keys goes."""

@@ -108,6 +108,8 @@ def brief(text: str) -> str:
 @lru_cache(16)
 def parse_ports(text: str) -> Ports:
     """Read `80` or `8000-8099`; ValueError names what is wrong."""
+    if len(text) <= 5 and text.isdecimal() and text.isascii() and 0 < (port := int(text)) < 65536:
+        return Ports(port, port)
     match = _PORTS.fullmatch(text)
     if not match:
         raise ValueError(f"{describe(text)} is not a port or a range; write 80 or 8000-8099")
@@ -138,11 +140,11 @@ def _parse_address(text: str, role: str) -> _Address:
     return address
 
 
-def _split(text: str, role: str) -> tuple[_Address, str]:
-    """Cut `address:ports` or `[address]:ports` into its parts."""
+def _split(text: str, role: str) -> tuple[str, str]:
+    """Cut `address:ports` or `[address]:ports` into its parts, neither of them empty."""
     if "://" in text:
         raise ValueError(f"{describe(text)} is a URL; a {role} is an address and port like 10.88.0.11:80")
-    bracketed = _BRACKETED.fullmatch(text)
+    bracketed = _BRACKETED.fullmatch(text) if text.startswith("[") else None
     if bracketed:
         host, ports = bracketed[1], bracketed[2]
         if ":" not in host:
@@ -153,10 +155,10 @@ def _split(text: str, role: str) -> tuple[_Address, str]:
         raise ValueError(f"{describe(text)}: an IPv6 {role} stands in brackets; write it like [2001:db8::1]:80")
     else:
         host, _, ports = text.partition(":")
-    address = _parse_address(host, role)
     if not ports:
+        _parse_address(host, role)  # what is wrong with that matters more
         raise ValueError(f"{describe(text)} has no port; write it like {join_port(host, '80')}")
-    return address, ports
+    return host, ports
 
 
 def parse_listen(value: object) -> Listen:
@@ -180,8 +182,8 @@ def parse_listen(value: object) -> Listen:
         )
     if host in ("", "*"):
         raise ValueError(f"{describe(text)}: for every address write the port alone, {brief(after)}")
-    address, ports_text = _split(text, "listen address")
-    ports = parse_ports(ports_text)
+    host, ports_text = _split(text, "listen address")
+    address, ports = _parse_address(host, "listen address"), parse_ports(ports_text)
     family: Family = 4 if address.version == 4 else 6
     if address.is_unspecified:
         return Listen(None, family, ports)
@@ -204,13 +206,14 @@ def parse_target(value: object) -> Target:
     if text.isascii() and text.isdecimal():
         port = brief(text)
         raise ValueError(f"found only the port {port}; write the target's address too, like 10.88.0.11:{port}")
-    address, ports_text = _split(text, "target")
-    return Target(*_one_host(address), parse_ports(ports_text))
+    host, ports = _split(text, "target")
+    return Target(*_one_host(host), parse_ports(ports))
 
 
 @lru_cache(_REMEMBERED)
-def _one_host(address: _Address) -> tuple[str, Family]:
-    """An address as it is kept, and its family. Raises ValueError where it cannot be a target's."""
+def _one_host(text: str) -> tuple[str, Family]:
+    """A target's address as it is kept, and its family. Raises ValueError where it cannot be one."""
+    address = _parse_address(text, "target")
     kind = _kind(address)
     if kind:
         article = "an" if kind == "unspecified" else "a"

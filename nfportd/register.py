@@ -47,8 +47,8 @@ class Register:
         for owner, content in wish.owners.items():
             old = self.held[owner].content.mappings.keys() if owner in self.held else set()
             new = content.mappings.keys() if content else set()
-            fresh = new - old
-            added, removed = added + len(fresh), removed + len(old - new)
+            fresh = new - old if old else new
+            added, removed = added + len(fresh), removed + (len(old - new) if old else 0)
             self._enter(owner, content, wish.since.get(owner, now), touched, fresh)
         change = Change(before, touched, added, removed)
         try:
@@ -126,7 +126,7 @@ class Register:
             raise PortInUse(key, address, process)
         # What was held before holds: a process that came to listen meanwhile would not have stopped it either.
         shadowed = {key: who for key, who in found.items() if self._holder(key) in wish.since}
-        self.desired.block(set(touched), {key: who for key, who in found.items() if key not in shadowed})
+        self.desired.block(touched.keys(), {key: who for key, who in found.items() if key not in shadowed})
         return shadowed
 
     def _holder(self, key: Key) -> str:

@@ -125,7 +125,7 @@ class Service:
         """What should be in the kernel for a claim: nothing for keys that it waits for or that are refused."""
         if claim in self._refused():
             return {}
-        keys = (key for key, _ in claim.mapping.endpoints() if self.register.desired.holder(key) == claim)
+        keys = (key for key in claim.mapping.claimed() if self.register.desired.holder(key) == claim)
         wanted = self.register.desired.wanted(dict.fromkeys(keys))
         return {slot: value for slot, value in wanted.items() if not isinstance(value, Absent)}
 

@@ -49,7 +49,7 @@ def mappings(content: bytes, file: str) -> dict[Mapping, int]:
     items = _items(root, file)
     problems: list[Problem] = []
     found: dict[Mapping, int] = {}
-    claimed: dict[Key, tuple[Mapping, int]] = {}
+    claimed: dict[Key, Mapping] = {}
     total = 0
     number = 0
     items.reverse()
@@ -72,8 +72,11 @@ def mappings(content: bytes, file: str) -> dict[Mapping, int]:
                 Problem(file, node.line, node.column, f"{prefix}the file claims more than {MAX_KEYS:,} keys")
             )
             break
-        problems += _clashes(mapping, node, claimed, file)
         found.setdefault(mapping, node.line)
+        for holder, keys in _claim(mapping, claimed):
+            which = f"{keys[0]} and {len(keys) - 1} more are" if len(keys) > 1 else f"{keys[0]} is"
+            text = f"{which} claimed already by mapping {holder} in line {found[holder]}; remove one"
+            problems.append(Problem(file, *_listen_place(node), f"mapping {mapping}: {text}"))
     _raise(problems)
     return found
 
@@ -83,7 +86,7 @@ def checked(content: bytes, file: str, wanted: type[T]) -> T:
 
     Raises InvalidInput with every problem found.
     """
-    node = document.read(content, file) or Node({}, 1, 1)
+    node = document.read(content, file) or document.empty()
     adapter = TypeAdapter(wanted)
     try:
         return adapter.validate_python(node.plain())
@@ -129,21 +132,21 @@ def _raise(problems: list[Problem]) -> None:
         raise InvalidInput(problems)
 
 
-def _clashes(mapping: Mapping, node: Node, claimed: dict[Key, tuple[Mapping, int]], file: str) -> Iterable[Problem]:
-    """Claim the mapping's keys; one problem for each earlier mapping of the file that holds some of them."""
-    clashes: dict[int, list[Key]] = {}
-    for key, _ in mapping.endpoints():
-        holder, _ = claimed.setdefault(key, (mapping, node.line))
+def _claim(mapping: Mapping, claimed: dict[Key, Mapping]) -> Iterable[tuple[Mapping, list[Key]]]:
+    """Claim the mapping's keys; the earlier mappings of the file that hold some of them, with those."""
+    lost: dict[int, tuple[Mapping, list[Key]]] = {}
+    for key in mapping.claimed():
+        holder = claimed.setdefault(key, mapping)
         if holder is not mapping:
-            clashes.setdefault(id(holder), []).append(key)
-    for keys in clashes.values():
-        place = node.at(("listen",))
-        if place.line < node.line:
-            place = node  # an alias: what it holds was written elsewhere
-        holder, line = claimed[keys[0]]
-        which = f"{keys[0]} and {len(keys) - 1} more are" if len(keys) > 1 else f"{keys[0]} is"
-        found = f"{which} claimed already by mapping {holder} in line {line}"
-        yield Problem(file, place.line, place.column, f"mapping {mapping}: {found}; remove one")
+            lost.setdefault(id(holder), (holder, []))[1].append(key)
+    return lost.values()
+
+
+def _listen_place(node: Node) -> tuple[int, int]:
+    place = node.at(("listen",))
+    if place.line < node.line:
+        place = node  # an alias: what it holds was written elsewhere
+    return place.line, place.column
 
 
 def _problems(error: ValidationError, node: Node, file: str, prefix: str, known: tuple[str, ...]) -> Iterable[Problem]:

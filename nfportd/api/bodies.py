@@ -29,7 +29,7 @@ def _disjoint(mappings: tuple[Mapping, ...]) -> tuple[Mapping, ...]:
         raise PydanticCustomError("range", "{text}", {"text": f"more than {MAX_KEYS:,} keys"})
     claimed: dict[Key, int] = {}
     for number, mapping in enumerate(mappings):
-        for key, _ in mapping.endpoints():
+        for key in mapping.claimed():
             first = claimed.setdefault(key, number)
             if first != number:
                 text = f"{key} is claimed already by /mappings/{first}"

@@ -174,7 +174,7 @@ def _listeners(facts: Facts) -> Findings:
     for each in facts.published:
         if each.mapping.shadow_listener:
             continue
-        found = {key: facts.listeners[key] for key, _ in each.mapping.endpoints() if key in facts.listeners}
+        found = {key: facts.listeners[key] for key in each.mapping.claimed() if key in facts.listeners}
         if each.state == "port-in-use":
             yield _in_use(each, next(iter(found.items()), None))
         elif found and each.wanted:

@@ -160,7 +160,7 @@ def _listeners(said: Said, published: Iterable[Published]) -> dict[Key, Blocker]
     """Who listens on the keys of mappings. What nfportd reserves is its own; who it is, only root can see."""
     listeners = Listeners()
     try:
-        keys = [key for each in published if not each.mapping.reserve for key, _ in each.mapping.endpoints()]
+        keys = [key for each in published if not each.mapping.reserve for key in each.mapping.claimed()]
         found = listeners.on(keys)
     finally:
         listeners.close()
@@ -270,7 +270,7 @@ def _packets(hook: str, published: Iterable[Published], topology: Topology) -> I
         for family in FAMILIES
     }
     for each in published:
-        for key, _ in each.mapping.endpoints():
+        for key in each.mapping.claimed():
             iif, oif = (topology.uplink(key.family), "") if hook == "prerouting" else ("", "lo")
             for address in [key.address] if key.address else own[key.family]:
                 yield (

@@ -74,33 +74,35 @@ class Listeners:
 
         Where the kernel does not tell (no inet_diag), that is logged once, and nothing clashes.
         """
-        wanted: dict[Protocol, dict[tuple[Family, int], list[Key]]] = {}
+        wanted: dict[Protocol, list[Key]] = {}
         for key in keys:
-            wanted.setdefault(key.protocol, {}).setdefault((key.family, key.port), []).append(key)
-        found: list[Listener] = []
-        for protocol, by_port in wanted.items():
-            if protocol in _WAITING:
-                found += self._clashes(protocol, by_port)
-        return found
+            wanted.setdefault(key.protocol, []).append(key)
+        return [
+            each for protocol in _WAITING if protocol in wanted for each in self._clashes(protocol, wanted[protocol])
+        ]
 
-    def _clashes(self, protocol: Protocol, by_port: dict[tuple[Family, int], list[Key]]) -> list[Listener]:
-        ports = {port for _, port in by_port}
+    def _clashes(self, protocol: Protocol, keys: list[Key]) -> list[Listener]:
+        waiting = self._waiting(protocol, keys)
+        return [
+            Listener(key, address, each.inode, each.uid)
+            for key in keys
+            for each in waiting.get(key.port, ())
+            for version, address, is_any in _takes(each)
+            if version == key.family and (is_any or key.address in (None, address))
+        ]
+
+    def _waiting(self, protocol: Protocol, keys: list[Key]) -> dict[int, list[_Socket]]:
+        """The sockets on the ports of these keys, by port: few, however many keys there are."""
+        ports = {key.port for key in keys}
         # IPv6 sockets can take IPv4 too.
-        families = (socket.AF_INET, socket.AF_INET6) if any(f == 4 for f, _ in by_port) else (socket.AF_INET6,)
-        found: list[Listener] = []
+        families = (socket.AF_INET, socket.AF_INET6) if any(k.family == 4 for k in keys) else (socket.AF_INET6,)
+        found: dict[int, list[_Socket]] = {}
         for family in families:
             try:
-                sockets = self._dump(family, *_WAITING[protocol], ports)
+                for each in self._dump(family, *_WAITING[protocol], ports):
+                    found.setdefault(each.port, []).append(each)
             except OSError as error:
                 self._complain(error)
-                continue
-            for each in sockets:
-                for version, address, is_any in _takes(each):
-                    found += [
-                        Listener(key, address, each.inode, each.uid)
-                        for key in by_port.get((version, each.port), ())
-                        if is_any or key.address in (None, address)
-                    ]
         return found
 
     def _complain(self, error: OSError) -> None:

@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from nfportd import netlink
 
 NETFILTER = 12  # NETLINK_NETFILTER
-_REQUEST, _DUMP = 0x1, 0x300  # NLM_F_REQUEST, NLM_F_DUMP
+_REQUEST, _ACKNOWLEDGE, _DUMP = 0x1, 0x4, 0x300  # NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP
+#: To make what is not there yet: NLM_F_CREATE | NLM_F_EXCL.
+CREATE = 0x600
 _ERROR, _DONE = 2, 3  # NLMSG_*
 _NUMBER = struct.Struct("=i")  # of an NLMSG_ERROR or NLMSG_DONE: 0, or an error number, negative
 _NFTABLES = 10 << 8  # NFNL_SUBSYS_NFTABLES
@@ -45,16 +47,25 @@ class Netlink:
             self._sock.close()
             self._sock = None
 
-    def answers(self, kind: int, body: bytes, *, dump: bool = False) -> Iterator[memoryview]:
-        """What follows the header in each message of the answer. Raises OSError with what the kernel says."""
+    def open(self) -> socket.socket:
+        """The socket, in the network namespace of the first who wants it."""
         if self._sock is None:
             self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, self._protocol)
             self._sock.settimeout(self._patience)
-        heard_out = False
+        return self._sock
+
+    def tell(self, kind: int, body: bytes, flags: int = 0) -> None:
+        """Have the kernel do something. Raises OSError with what it says."""
+        for _ in self.answers(kind, body, flags=_ACKNOWLEDGE | flags):
+            pass
+
+    def answers(self, kind: int, body: bytes, *, dump: bool = False, flags: int = 0) -> Iterator[memoryview]:
+        """What follows the header in each message of the answer. Raises OSError with what the kernel says."""
+        sock, heard_out = self.open(), False
         try:
-            self._sock.send(netlink.request(kind, _REQUEST | (_DUMP if dump else 0), body))
+            sock.send(netlink.request(kind, _REQUEST | (_DUMP if dump else 0) | flags, body))
             while not heard_out:
-                for said, content in netlink.messages(self._sock.recv(_LONGEST)):
+                for said, content in netlink.messages(sock.recv(_LONGEST)):
                     heard_out = not dump or said in (_ERROR, _DONE)
                     if said not in (_ERROR, _DONE):
                         yield content

@@ -52,9 +52,9 @@ async def promised(store: Store, elements: Elements) -> Promised:
             for owner, each in held.items()
             if owner != RECOVERED
             for mapping in each.content.mappings
-            for key, _ in mapping.endpoints()
+            for key in mapping.claimed()
         }
-        unknown = [each for each in from_elements(elements) if not owned & {key for key, _ in each.endpoints()}]
+        unknown = [each for each in from_elements(elements) if not owned.intersection(each.claimed())]
         found = Content(mappings=dict.fromkeys(unknown, 0))
         held[RECOVERED] = Held(found, now)
         try:

@@ -38,7 +38,7 @@ ORDER = (
     ("settings", "open_forward", "doctor.facts"),
     ("events", "metrics", "limits", "shared"),
     ("kernel.sysctl", "kernel.netlink"),
-    ("kernel.nft_flags", "kernel.nft_elements", "kernel.bridges", "kernel.meant"),
+    ("kernel.nft_flags", "kernel.nft_elements", "kernel.bridges", "kernel.meant", "kernel.routes", "kernel.entries"),
     ("kernel.nft", "kernel.nft_rules", "kernel.conntrack", "kernel.network", "kernel.nft_monitor"),
     ("kernel.processes", "kernel.netns_paths", "kernel.listeners", "kernel.reservations", "kernel.only_one"),
     ("kernel.host", "kernel.lifetimes", "kernel.ports", "kernel.counters", "kernel.path", "kernel.nft_trace"),
@@ -196,10 +196,7 @@ def test_sources_know_no_nft_and_no_kernel(name: str) -> None:
             },
         ),
         ("jeepney", {"nfportd.open_forward"}),
-        (
-            "pyroute2",
-            {"nfportd.kernel.conntrack", "nfportd.kernel.network", "nfportd.kernel.path", "nfportd.kernel.reach"},
-        ),
+        ("pyroute2", {"nfportd.kernel.path", "nfportd.kernel.reach"}),
     ],
 )
 def test_a_library_has_one_door(package: str, users: set[str]) -> None:

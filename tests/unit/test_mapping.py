@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from nfportd.model import Mapping
+from nfportd.model import Mapping, takes_loopback
 from tests.unit.reading import goes, mapping, mappings
 
 FOUR, SIX = "10.88.0.11:80", "[fd88::11]:80"
@@ -146,4 +146,4 @@ def test_what_a_mapping_is_called(made: Mapping, expected: str) -> None:
     ],
 )
 def test_which_keys_connections_of_the_host_to_its_loopback_can_reach(listen: object, expected: bool) -> None:
-    assert [key.takes_loopback for key, _ in mapping(listen).endpoints()] == [expected]
+    assert [takes_loopback(key.address) for key in mapping(listen).claimed()] == [expected]

@@ -5,13 +5,16 @@ It must not ask the kernel. The one idea: a small network as values, one target,
 
 from __future__ import annotations
 
-from typing import Any
+import ipaddress
+import socket
+import struct
 
 import pytest
 
 from nfportd import topology
 from nfportd.desired import Reached, Slot
-from nfportd.kernel import network as kernel_network
+from nfportd.kernel import routes as kernel_routes
+from nfportd.netlink import attribute
 from nfportd.notation import Family
 from nfportd.topology import Forward, Link, Loopback, Need, Network, Route, Topology, Unreached
 
@@ -182,51 +185,80 @@ def test_links_with_routes_from_router_advertisements() -> None:
     assert topology.advertised_links(of(learned, BRIDGE)) == {"up0"}
 
 
-def message(prefix: str | None, length: int, **more: Any) -> dict[str, Any]:
-    """A route as the kernel tells it, of which pyroute2's message is a dictionary."""
-    six = ":" in (prefix or "")
-    return {"type": 1, "family": 10 if six else 2, "RTA_DST": prefix, "dst_len": length, "proto": 2, **more}
+def message(
+    prefix: str, *said: bytes, family: int = 0, kind: int = 1, protocol: int = 2, table: int = 254
+) -> memoryview:
+    """A route as the kernel tells it: struct rtmsg and attributes (linux/rtnetlink.h)."""
+    net = ipaddress.ip_network(prefix)
+    family = family or (socket.AF_INET if net.version == 4 else socket.AF_INET6)
+    head = struct.pack("=8BI", family, net.prefixlen, 0, 0, table, protocol, 0, kind, 0)
+    to = attribute(RTA["DST"], net.network_address.packed) if net.prefixlen else b""
+    return memoryview(head + to + b"".join(said))
+
+
+RTA = {"DST": 1, "OIF": 4, "GATEWAY": 5, "PRIORITY": 6, "MULTIPATH": 9, "TABLE": 15, "VIA": 18}
+
+
+def number(name: str, value: int) -> bytes:
+    return attribute(RTA[name], struct.pack("=I", value))
+
+
+def path(link: int, *said: bytes) -> bytes:
+    inside = b"".join(said)
+    return struct.pack("=HBBi", 8 + len(inside), 0, 0, link) + inside
+
+
+THIRD = number("OIF", 3)
+GATEWAY = attribute(RTA["GATEWAY"], bytes((192, 0, 2, 9)))
 
 
 @pytest.mark.parametrize(
     ("told", "routes"),
     [
-        pytest.param(message("10.88.0.0", 24, RTA_OIF=3), [Route(4, "10.88.0.0/24", 3, 0, True)], id="on-link"),
+        pytest.param(message("10.88.0.0/24", THIRD), [Route(4, "10.88.0.0/24", 3, 0, True)], id="on-link"),
         pytest.param(
-            message("10.88.0.0", 24, RTA_OIF=3, RTA_GATEWAY="192.0.2.9", RTA_PRIORITY=7),
+            message("10.88.0.0/24", THIRD, GATEWAY, number("PRIORITY", 7)),
             [Route(4, "10.88.0.0/24", 3, 7, False)],
             id="through a gateway",
         ),
         pytest.param(
-            message("10.88.0.0", 24, RTA_OIF=3, RTA_VIA={"family": 10, "addr": "fe80::1"}),
+            message("10.88.0.0/24", THIRD, attribute(RTA["VIA"], bytes((10, 0)) + bytes(16))),
             [Route(4, "10.88.0.0/24", 3, 0, False)],
             id="through an IPv6 gateway",
         ),
+        pytest.param(message("0.0.0.0/0", THIRD, GATEWAY), [Route(4, "0.0.0.0/0", 3, 0, False)], id="default"),
         pytest.param(
-            message(None, 0, RTA_OIF=3, RTA_GATEWAY="192.0.2.9"), [Route(4, "0.0.0.0/0", 3, 0, False)], id="default"
-        ),
-        pytest.param(
-            message(None, 0, RTA_OIF=3),
-            [Route(4, "0.0.0.0/0", 3, 0, False)],
+            message("::/0", THIRD),
+            [Route(6, "::/0", 3, 0, False)],
             id="a default route without a gateway is not on-link",
         ),
         pytest.param(
-            message("10.88.0.0", 24, RTA_MULTIPATH=[{"oif": 3}, {"oif": 4, "RTA_GATEWAY": "192.0.2.9"}]),
+            message("10.88.0.0/24", attribute(RTA["MULTIPATH"], path(3) + path(4, GATEWAY))),
             [Route(4, "10.88.0.0/24", 3, 0, True), Route(4, "10.88.0.0/24", 4, 0, False)],
             id="each path of a multipath route",
         ),
         pytest.param(
-            message("fd88::", 64, RTA_OIF=3, RTA_PRIORITY=256, proto=9),
+            message("fd88::/64", THIRD, number("PRIORITY", 256), protocol=9),
             [Route(6, "fd88::/64", 3, 256, True, advertised=True)],
             id="learned from a router",
         ),
-        pytest.param(message("10.88.0.0", 24, type=6), [], id="blackhole"),
-        pytest.param(message("10.88.0.0", 24), [], id="without an interface"),
-        pytest.param({**message("10.88.0.0", 24, RTA_OIF=3), "family": 28}, [], id="MPLS"),
+        pytest.param(message("10.88.0.0/24", THIRD, kind=6), [], id="blackhole"),
+        pytest.param(message("10.88.0.0/24"), [], id="without an interface"),
+        pytest.param(message("10.88.0.0/24", THIRD, family=28), [], id="MPLS"),
+        pytest.param(message("10.88.0.0/24", THIRD, table=100), [], id="of another table"),
+        pytest.param(message("10.88.0.0/24", THIRD, number("TABLE", 1000)), [], id="of a table with a long number"),
     ],
 )
-def test_routes_as_the_kernel_tells_them(told: dict[str, Any], routes: list[Route]) -> None:
-    assert kernel_network._routes(told) == routes
+def test_routes_as_the_kernel_tells_them(told: memoryview, routes: list[Route]) -> None:
+    assert kernel_routes.paths(told) == routes
+
+
+@pytest.mark.parametrize("length", [0, 4, 7, 200])
+def test_a_path_that_lies_about_its_length_is_refused(length: int) -> None:
+    lies = length.to_bytes(2, "little") + path(3)[2:]
+
+    with pytest.raises(ValueError, match="longer than what came"):
+        kernel_routes.paths(message("10.88.0.0/24", attribute(RTA["MULTIPATH"], lies)))
 
 
 @pytest.mark.parametrize(
