@@ -38,7 +38,7 @@ ORDER = (
     ("settings", "open_forward", "doctor.facts"),
     ("events", "metrics", "limits", "shared"),
     ("kernel.sysctl", "kernel.netlink"),
-    ("kernel.nft_flags", "kernel.nft_elements", "kernel.bridges", "kernel.meant"),
+    ("kernel.nft_flags", "kernel.nft_elements", "kernel.nft_batch", "kernel.bridges", "kernel.meant"),
     ("kernel.nft", "kernel.nft_rules", "kernel.conntrack", "kernel.network", "kernel.nft_monitor"),
     ("kernel.processes", "kernel.netns_paths", "kernel.listeners", "kernel.reservations", "kernel.only_one"),
     ("kernel.host", "kernel.lifetimes", "kernel.ports", "kernel.counters", "kernel.path", "kernel.nft_trace"),
