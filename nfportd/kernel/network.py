@@ -11,6 +11,7 @@ import errno
 import logging
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from nfportd.kernel import bridges
+from nfportd.kernel.netlink import Netlink
+from nfportd.netlink import attributes
 from nfportd.notation import Family
 from nfportd.topology import Link, Network, Route
 
@@ -35,11 +38,16 @@ _PROTO_RA = 9
 _HEADER = struct.Struct("=IH10x")
 _OF_LINKS = (16, 17)  # RTM_NEWLINK, RTM_DELLINK
 _INDEX = struct.Struct("=4xi")
+_GET_ROUTE = 26  # RTM_GETROUTE
+_ROUTE = struct.Struct("=BB2xBB6x")  # struct rtmsg: family, length of the destination, table, protocol
+_DESTINATION, _OUT = 1, 4  # RTA_DST, RTA_OIF
+_LOOPBACK = bytes(15) + b"\x01"
 
 #: Marks the routes that nfportd adds (rtm_protocol; free in /etc/iproute2/rt_protos), so that a later run knows them.
 ROUTE_PROTOCOL = 110
 #: Metrics above the kernel's own routes. One a link: an equal metric would replace another link's route.
 _METRIC_BASE = 4096
+_OURS = (socket.AF_INET6, 128, _LOCAL, ROUTE_PROTOCOL)
 
 
 class NetworkWatch:
@@ -59,6 +67,7 @@ class NetworkWatch:
         self._events.bind((0, _GROUPS))
         asyncio.get_running_loop().add_reader(self._events, self._drain)
         self._ipr = AsyncIPRoute()
+        self._kernel = Netlink(socket.NETLINK_ROUTE, strict=True)
 
     def close(self) -> None:
         """Stop watching."""
@@ -67,6 +76,7 @@ class NetworkWatch:
         asyncio.get_running_loop().remove_reader(self._events)
         self._events.close()
         self._ipr.close()
+        self._kernel.close()
 
     def _drain(self) -> None:
         try:
@@ -118,15 +128,15 @@ class NetworkWatch:
         filtered = frozenset[int]() if self._called is None else bridges.filtered(calls_all=self._called != "0")
         return Network(links, tuple(routes), frozenset(addresses), filtered)
 
-    async def loopback_links(self) -> frozenset[Link]:
-        """The links on which nfportd has put a route that takes answers to ::1."""
-        names = dict(socket.if_nameindex())
+    def loopback_links(self) -> frozenset[Link]:
+        """The links on which nfportd has put a route that takes answers to ::1. Raises OSError."""
+        request = _ROUTE.pack(socket.AF_INET6, 0, _LOCAL, ROUTE_PROTOCOL)
         found = set()
-        async for message in await self._ipr.route("dump", family=socket.AF_INET6, table=_LOCAL):
-            oif = message.get("RTA_OIF")
-            if message["proto"] == ROUTE_PROTOCOL and message.get("RTA_DST") == "::1" and oif in names:
-                found.add(Link(oif, names[oif]))
-        return frozenset(found)
+        for route in self._kernel.answers(_GET_ROUTE, request, dump=True):
+            said = dict(attributes(route[_ROUTE.size :]))
+            if _ROUTE.unpack_from(route) == _OURS and bytes(said.get(_DESTINATION, b"")) == _LOOPBACK and _OUT in said:
+                found.add(int.from_bytes(said[_OUT], sys.byteorder))
+        return frozenset(Link(index, name) for index, name in socket.if_nameindex() if index in found)
 
     async def set_loopback(self, link: Link, *, present: bool) -> None:
         """Add or remove the route by which a link takes answers to ::1.
