@@ -35,6 +35,8 @@ PHASES = {
     "nfportd.enforcer:Enforcer._follow_network": "routes and sysctls",
     "nfportd.enforcer:Enforcer._delta": "difference to the kernel",
     "nfportd.ruleset:text": "difference as nft text",
+    "nfportd.elements:transaction": "difference as netlink messages",
+    "nfportd.kernel.nft_batch:send": KERNEL,
     "nfportd.kernel.nft:Nft._ask": "to libnftables' process and back",
     "nfportd.kernel.nft:_read": "listing parsed",
     "nfportd.table:Table._take_over": "listing held against ours",

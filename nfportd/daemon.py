@@ -127,7 +127,7 @@ async def _stop(kernel: Kernel, settings: Settings, ended_by: signal.Signals) ->
     told = about(Message.STOPPED)
     if ended_by == signal.SIGUSR1 or settings.on_stop == "keep":
         why = "for the next run" if ended_by == signal.SIGUSR1 else "on_stop: keep"
-        _log.info("stays in force (%s): table inet nfportd, %s", why, await kernel.host.report(), extra=told)
+        _log.info("stays in force (%s): table inet nfportd, %s", why, kernel.host.report(), extra=told)
         return
     # The loopback guard goes last.
     await kernel.host.release()

@@ -20,6 +20,8 @@ Way = Literal["kernel", "relay", "no"]
 
 def way(claim: Claim, desired: Desired, topology: Topology) -> Way:
     """The way to the first port of a mapping; the relay, if it is the way of one protocol and not of another."""
+    if not any(target.family == 6 for target in claim.mapping.targets):
+        return "no"
     ways = {_way(claim, protocol, desired, topology) for protocol in claim.mapping.protocol}
     return "relay" if "relay" in ways else "kernel" if "kernel" in ways else "no"
 

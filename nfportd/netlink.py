@@ -18,9 +18,9 @@ _NFTABLES = 10  # NFNL_SUBSYS_NFTABLES
 _NESTED = 1 << 15  # NLA_F_NESTED
 
 
-def request(kind: int, flags: int, body: bytes) -> bytes:
-    """A message to the kernel."""
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body
+def request(kind: int, flags: int, body: bytes, sequence: int = 1) -> bytes:
+    """A message to the kernel; its answers bear the same sequence number."""
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
 
 
 def messages(datagram: bytes) -> Iterator[tuple[int, memoryview]]:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Literal, NamedTuple
 
-from nfportd import desired, ruleset
+from nfportd import desired, elements, ruleset
 from nfportd.desired import Absent, Delta, Elements, Parts, Slot
 from nfportd.drift import Drift
 from nfportd.errors import KernelRefused, NotPossible
@@ -254,7 +254,10 @@ class Table:
     async def _write(self, change: Delta) -> None:
         chains = ruleset.needed({slot.set: {slot.key: None} for slot in change.add}) - self._on_demand
         prologue = self._prologue + ruleset.chains(chains, self._mark_bit)
-        if change or prologue:
+        batch = elements.transaction(change) if change and not prologue else None
+        if batch:
+            await self._nft.write(batch)
+        elif change or prologue:
             await self._nft.run(prologue + ruleset.text(change))
         desired.apply(self.elements, change)
         self._written |= change.remove.keys() | change.add.keys()

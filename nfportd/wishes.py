@@ -11,12 +11,17 @@ import json
 from collections.abc import Mapping as AbstractMapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from nfportd.desired import Claim
 from nfportd.errors import NfportdError
 from nfportd.model import Blocker, Key, Mapping, listens
 
+#: Times that are remembered as text: all mappings of an owner have the same one.
+_REMEMBERED = 64
 
+
+@lru_cache(_REMEMBERED)
 def rfc3339(seconds: float) -> str:
     """Seconds since the epoch, as RFC 3339 writes them."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

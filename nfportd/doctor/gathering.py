@@ -80,7 +80,7 @@ async def gather(said: Said) -> Facts:
 async def _network() -> tuple[Network, frozenset[str]]:
     watch = NetworkWatch(lambda: None)
     try:
-        return await watch.snapshot(), frozenset(link.name for link in await watch.loopback_links())
+        return await watch.snapshot(), frozenset(link.name for link in watch.loopback_links())
     finally:
         watch.close()
 

@@ -55,7 +55,8 @@ class Host:
             parameters[name]: f"{sysctl.label(name)}=1" for name in self._sysctls.require(set(parameters))
         }
         loopback = {need.link: need for need in needed if isinstance(need, Loopback) and need.family == 6}
-        for link in sorted(loopback.keys() - await self._network.loopback_links(), key=lambda each: each.index):
+        lacking = loopback.keys() - self._network.loopback_links() if loopback else ()
+        for link in sorted(lacking, key=lambda each: each.index):
             await self._network.set_loopback(link, present=True)
             _log.info("added route local ::1 dev %s", link.name)
             if link.index not in self._network.moved:
@@ -85,7 +86,7 @@ class Host:
     async def release(self) -> None:
         """Give back everything that nfportd has set on this host, also in an earlier run."""
         self._sysctls.release()
-        for link in sorted(await self._network.loopback_links(), key=lambda each: each.index):
+        for link in sorted(self._network.loopback_links(), key=lambda each: each.index):
             await self._network.set_loopback(link, present=False)
             _log.info("removed route local ::1 dev %s", link.name)
 
@@ -93,10 +94,10 @@ class Host:
         """The sysctls that nfportd has set, as sysctl(8) writes them."""
         return [f"{sysctl.label(name)}=1" for name in sorted(self._sysctls.managed)]
 
-    async def report(self) -> str:
+    def report(self) -> str:
         """What nfportd has set on this host, for people."""
         sysctls = self.managed()
-        routes = [f"route local ::1 dev {link.name}" for link in await self._network.loopback_links()]
+        routes = [f"route local ::1 dev {link.name}" for link in self._network.loopback_links()]
         return ", ".join(sysctls + sorted(routes)) or "no sysctls or routes"
 
     def _warn_of_advertised_routes(self, network: Network) -> None:

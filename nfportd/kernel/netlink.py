@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from nfportd import netlink
 
 NETFILTER = 12  # NETLINK_NETFILTER
+_SOL_NETLINK, _GET_STRICT_CHECK = 270, 12  # NETLINK_GET_STRICT_CHK, Linux 4.20
 _REQUEST, _ACKNOWLEDGE, _DUMP = 0x1, 0x4, 0x300  # NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP
 #: To make what is not there yet: NLM_F_CREATE | NLM_F_EXCL.
 CREATE = 0x600
@@ -37,8 +38,9 @@ class Netlink:
     (nft_rcv_nl_event in net/netfilter/nf_tables_api.c).
     """
 
-    def __init__(self, protocol: int, patience: float = _PATIENCE) -> None:
-        self._protocol, self._patience = protocol, patience
+    def __init__(self, protocol: int, patience: float = _PATIENCE, *, strict: bool = False) -> None:
+        """`strict`: what a request for a dump says is a filter, which the kernel else leaves out of account."""
+        self._protocol, self._patience, self._strict = protocol, patience, strict
         self._sock: socket.socket | None = None
 
     def close(self) -> None:
@@ -52,6 +54,8 @@ class Netlink:
         if self._sock is None:
             self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, self._protocol)
             self._sock.settimeout(self._patience)
+            if self._strict:
+                self._sock.setsockopt(_SOL_NETLINK, _GET_STRICT_CHECK, 1)
         return self._sock
 
     def tell(self, kind: int, body: bytes, flags: int = 0) -> None:

@@ -102,7 +102,7 @@ class NetworkWatch:
         filtered = frozenset[int]() if self._called is None else bridges.filtered(calls_all=self._called != "0")
         return Network(links, tuple(routes), addresses, filtered)
 
-    async def loopback_links(self) -> frozenset[Link]:
+    def loopback_links(self) -> frozenset[Link]:
         """The links on which nfportd has put a route that takes answers to ::1."""
         names = dict(socket.if_nameindex())
         return frozenset(Link(index, names[index]) for index in self._routes.loopback() if index in names)

@@ -1,9 +1,10 @@
-"""libnftables, in a child process: run text as one transaction, list our table.
+"""libnftables, in a child process: run text as one transaction, list our table. And elements, past it.
 
 Must not know mappings. The one idea: what happens in the C library happens to a child. Where it dies or hangs, the
 transaction counts as refused, whoever asked reads the table again, and the next request finds a new child.
 
-A table with an owner belongs to the child's netlink socket (linux/netfilter/nf_tables.h, NFT_TABLE_F_OWNER).
+A table with an owner belongs to the child's netlink socket (linux/netfilter/nf_tables.h, NFT_TABLE_F_OWNER), so the
+child hands it over: elements are written to it from here, while the child does nothing.
 """
 
 from __future__ import annotations
@@ -17,23 +18,28 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from nfportd import elements, listing, ruleset
 from nfportd.errors import KernelRefused, NotPossible
-from nfportd.kernel import nft_worker
+from nfportd.kernel import nft_batch, nft_worker
 from nfportd.kernel.nft_elements import ElementsDump
 from nfportd.kernel.nft_flags import Flags
 from nfportd.kernel.nft_worker import DRY_RUN, HANDLES, HEADER, JSON, TERSE
 from nfportd.ruleset import Listed
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 #: Seconds to wait for an answer; 65,000 elements take one or two.
 _PATIENCE = 20.0
 #: Each so many bytes of text give another second.
 _BYTES_A_SECOND = 200_000
+#: Bytes of a transaction, some hundred elements, from which on the kernel takes so long that others get their turn.
+_LONG = 1 << 15
+#: Bytes of what a child says first.
+_GREETING = 1 << 12
 #: The daemon's signals are for the daemon: a service manager or a terminal sends them to its children as well.
 _NOT_FOR_CHILDREN = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
@@ -75,6 +81,21 @@ class Nft:
         Raises KernelRefused with nft's words, and then nothing of it is in force; NftDied where nobody can know.
         """
         await self._ask(0, text)
+
+    async def write(self, batch: bytes) -> None:
+        """Run a transaction that stands in the kernel's words (`elements.transaction`). Raises as `run` does."""
+        async with self._turn:
+            child = await self._ready()
+            if child.busy:
+                # Answers come in order: after this one it uses its socket no more.
+                await child.ask(0, b"")
+            try:
+                if len(batch) < _LONG:
+                    child.write(batch)
+                else:
+                    await _to_the_end(asyncio.to_thread(child.write, batch))
+            except OSError as error:
+                raise KernelRefused(_meant(error.strerror or str(error))) from None
 
     async def list_table(self, *, whole: bool = True) -> Listed | None:
         """Our table, or None. Without its elements (not `whole`) the cost does not depend on the number of mappings."""
@@ -154,16 +175,20 @@ class Nft:
 
     async def _ask(self, flags: int, text: str) -> bytes:
         async with self._turn:
-            child = self._child
-            if child is None or child.dead:
-                child = self._child = await self._start()
-            status, answer = await child.ask(flags, text.encode())
-        if status:
-            raise KernelRefused(_reason(answer.decode(errors="replace")))
-        return answer
+            child = await self._ready()
+            return _checked(*await child.ask(flags, text.encode()))
+
+    async def _ready(self) -> _Child:
+        """The child, or a new one in the place of one that died."""
+        if self._child is None or self._child.dead:
+            self._child = await self._start()
+        return self._child
 
     async def _start(self) -> _Child:
         first = self._child is None
+        if self._child:
+            # What it owned must be free for the next one.
+            self._child.disown()
         try:
             child = _Child(self._died)
         except OSError as error:
@@ -196,9 +221,11 @@ class _Child(asyncio.Protocol):
         # Answers still to come for which nobody waits any more.
         self._left = 0
         self._transport: asyncio.WriteTransport | None = None
+        self._netlink: socket.socket | None = None
         self._ending = False
         self.dead = False
         self._ours, theirs = socket.socketpair()
+        self._ours.setblocking(False)
         with theirs:
             command = [sys.executable, "-P", nft_worker.__file__, str(theirs.fileno()), str(os.getpid())]
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_CHILDREN)
@@ -216,11 +243,36 @@ class _Child(asyncio.Protocol):
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def busy(self) -> bool:
+        """Whether it may be at something still for which nobody waits."""
+        return self._left > 0
+
     async def begin(self) -> tuple[int, bytes]:
-        """Return what the process says first: whether it works, and its netlink port. Raises NftDied."""
-        self._answer = asyncio.get_running_loop().create_future()
-        await asyncio.get_running_loop().create_connection(lambda: self, sock=self._ours)
+        """Return what the process says first: whether it works, and its netlink port. Raises NftDied.
+
+        Its netlink socket comes along, which a transport would drop.
+        """
+        await self._in_time(_readable(self._ours), _PATIENCE)
+        said, descriptors, _, _ = socket.recv_fds(self._ours, _GREETING, 1, socket.MSG_CMSG_CLOEXEC)
+        if descriptors:
+            self._netlink = socket.socket(fileno=descriptors[0])
+        loop = asyncio.get_running_loop()
+        self._answer = loop.create_future()
+        self._buffer += said
+        await loop.create_connection(lambda: self, sock=self._ours)
         return await self._wait(_PATIENCE)
+
+    def write(self, batch: bytes) -> None:
+        """Run a batch of messages as one transaction; nobody else may ask meanwhile. Raises OSError."""
+        assert self._netlink
+        nft_batch.send(self._netlink, batch, elements.SEQUENCE)
+
+    def disown(self) -> None:
+        """Close its netlink socket here: with its last holder the kernel takes the ownership away."""
+        if self._netlink:
+            self._netlink.close()
+            self._netlink = None
 
     async def ask(self, flags: int, text: bytes) -> tuple[int, bytes]:
         """Return what nft makes of text. Raises NftDied."""
@@ -232,11 +284,15 @@ class _Child(asyncio.Protocol):
     async def _wait(self, patience: float) -> tuple[int, bytes]:
         assert self._answer
         try:
-            async with asyncio.timeout(patience):
-                return await self._answer
+            return await self._in_time(self._answer, patience)
         except asyncio.CancelledError:
             self._left += not self._answer.done() or self._answer.cancelled()
             raise
+
+    async def _in_time(self, what: Awaitable[_T], patience: float) -> _T:
+        try:
+            async with asyncio.timeout(patience):
+                return await what
         except TimeoutError:
             self._process.kill()
             raise NftDied(f"libnftables did not answer in {patience:.0f} s") from None
@@ -252,10 +308,13 @@ class _Child(asyncio.Protocol):
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self.disown()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
+        # With what the process has said first.
+        self.data_received(b"")
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -279,6 +338,32 @@ class _Child(asyncio.Protocol):
         self._lost(how)
         if self._answer and not self._answer.done():
             self._answer.set_exception(NftDied(f"libnftables {how}"))
+
+
+async def _readable(sock: socket.socket) -> None:
+    """Return when there is something to read."""
+    loop = asyncio.get_running_loop()
+    came = asyncio.Event()
+    loop.add_reader(sock, came.set)
+    try:
+        await came.wait()
+    finally:
+        loop.remove_reader(sock)
+
+
+async def _to_the_end(work: Awaitable[None]) -> None:
+    """Wait for what cannot be stopped, also where whoever waits is."""
+    doing = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(doing)
+    finally:
+        await asyncio.wait([doing])
+
+
+def _checked(status: int, answer: bytes) -> bytes:
+    if status:
+        raise KernelRefused(_reason(answer.decode(errors="replace")))
+    return answer
 
 
 def _read(answer: bytes) -> Listed | None:
@@ -309,6 +394,9 @@ def _reason(error: str) -> str:
     for line in error.splitlines():
         _, found, reason = line.partition("Error: ")
         if found:
-            reason = reason.strip().removeprefix("Could not process rule: ")[:300]
-            return f"{reason} ({_MEANINGS[reason]})" if reason in _MEANINGS else reason
+            return _meant(reason.strip().removeprefix("Could not process rule: ")[:300])
     return error.strip()[:300] or "nft gave no reason"
+
+
+def _meant(reason: str) -> str:
+    return f"{reason} ({_MEANINGS[reason]})" if reason in _MEANINGS else reason

@@ -47,7 +47,8 @@ def main() -> None:
             return
         # The kernel gives a socket its port when something is sent. For most lists nft 1.0.6 fetches every element.
         nft.cmd("list flowtables inet")
-        _answer(stream, 0, str(_netlink_port()).encode())
+        descriptor, port = _netlink()
+        socket.send_fds(channel, [_packed(0, str(port).encode())], [descriptor])
         while header := stream.read(HEADER.size):
             flags, length = HEADER.unpack(header)
             status, text = _run(nft, flags, stream.read(length))
@@ -57,9 +58,12 @@ def main() -> None:
 
 
 def _answer(stream: Any, status: int, text: bytes) -> None:
-    stream.write(HEADER.pack(status, len(text)))
-    stream.write(text)
+    stream.write(_packed(status, text))
     stream.flush()
+
+
+def _packed(status: int, text: bytes) -> bytes:
+    return HEADER.pack(status, len(text)) + text
 
 
 def _run(nft: Any, flags: int, text: bytes) -> tuple[int, bytes]:
@@ -72,16 +76,16 @@ def _run(nft: Any, flags: int, text: bytes) -> tuple[int, bytes]:
     return (1, error) if status else (0, output)
 
 
-def _netlink_port() -> int:
-    """The address of libnftables' own socket, which the kernel's notifications name as their cause."""
+def _netlink() -> tuple[int, int]:
+    """The descriptor of libnftables' own socket, and its address, which the kernel's notifications name as cause."""
     for descriptor in range(_DESCRIPTORS):
         try:
             with socket.socket(fileno=os.dup(descriptor)) as sock:
                 if sock.family == socket.AF_NETLINK and sock.proto == _NETLINK_NETFILTER:
-                    return int(sock.getsockname()[0])
+                    return descriptor, int(sock.getsockname()[0])
         except OSError:  # not open, or no socket
             continue
-    return 0
+    raise RuntimeError("libnftables has no netlink socket")
 
 
 if __name__ == "__main__":

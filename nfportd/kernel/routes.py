@@ -41,16 +41,21 @@ class Routes:
     """Asks in the network namespace in which this is made."""
 
     def __init__(self) -> None:
-        self._kernel = Netlink(socket.NETLINK_ROUTE)
+        self._kernel = Netlink(socket.NETLINK_ROUTE, strict=True)
+        # Asked by a thread, which goes on where whoever waits for it is cancelled.
+        self._of_main = Netlink(socket.NETLINK_ROUTE, strict=True)
         self._kernel.open()
+        self._of_main.open()
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the sockets."""
         self._kernel.close()
+        self._of_main.close()
 
     def of_main(self) -> list[Route]:
-        """The paths of the main table. Raises OSError, ValueError."""
-        return [path for body in self._all(socket.AF_UNSPEC) for path in paths(body)]
+        """The paths of the main table; may be asked beside the others. Raises OSError, ValueError."""
+        request = _ROUTE.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0)
+        return [path for body in self._of_main.answers(_GET_ROUTE, request, dump=True) for path in paths(body)]
 
     def addresses(self) -> frozenset[tuple[Family, str]]:
         """The host's addresses. Raises OSError, ValueError."""
@@ -59,10 +64,10 @@ class Routes:
 
     def loopback(self) -> Iterator[int]:
         """The links that have a route of ours. Raises OSError, ValueError."""
-        for body in self._all(socket.AF_INET6):
-            _, _, _, _, table, protocol, *_ = _ROUTE.unpack_from(body)
+        request = _ROUTE.pack(socket.AF_INET6, 0, 0, 0, _LOCAL, PROTOCOL, 0, 0, 0)
+        for body in self._kernel.answers(_GET_ROUTE, request, dump=True):
             said = dict(attributes(body[_ROUTE.size :]))
-            if (protocol, table) == (PROTOCOL, _LOCAL) and bytes(said.get(_TO, b"")) == _LOOPBACK and _LINK in said:
+            if bytes(said.get(_TO, b"")) == _LOOPBACK and _LINK in said:
                 yield _number(said[_LINK])
 
     def set_loopback(self, link: int, *, present: bool) -> None:
@@ -71,10 +76,6 @@ class Routes:
         numbers = attribute(_LINK, _NUMBER.pack(link)) + attribute(_PRIORITY, _NUMBER.pack(_METRIC_BASE + link))
         body = head + attribute(_TO, _LOOPBACK) + numbers
         self._kernel.tell(_NEW_ROUTE if present else _DELETE_ROUTE, body, CREATE if present else 0)
-
-    def _all(self, family: int) -> Iterator[memoryview]:
-        request = _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-        return self._kernel.answers(_GET_ROUTE, request, dump=True)
 
 
 def paths(body: memoryview) -> list[Route]:

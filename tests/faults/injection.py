@@ -1,4 +1,4 @@
-"""Faults in the process that runs libnftables: at its n-th netlink call an error, its end, or a pause.
+"""Faults in the process that runs libnftables, or the daemon: at its n-th netlink call an error, its end, or a pause.
 
 Must not know what a test does meanwhile. The one idea: strace stands between that process and the kernel, so the
 library, the process and the daemon are the real ones.
@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from tests.lab import Daemon
 
-#: What libnftables does: a transaction, a question, an answer. `sendto` is also how the process answers the daemon.
+#: What libnftables does: a transaction, a question, an answer. `sendto` is also how the process answers the daemon. The
+#: daemon itself writes elements by `sendmsg` and reads the answer by `recvmsg`.
 CALLS = ("sendmsg", "sendto", "recvmsg")
 _PATIENCE = 20.0
 
@@ -98,9 +99,9 @@ def worker(daemon: Daemon) -> int:
 
 
 @contextlib.contextmanager
-def injected(daemon: Daemon, fault: Fault) -> Iterator[Injection]:
-    """A fault in what libnftables does from now on."""
-    injection = Injection(worker(daemon), fault, daemon.dir / "strace")
+def injected(daemon: Daemon, fault: Fault, pid: int | None = None) -> Iterator[Injection]:
+    """A fault in what libnftables does from now on, or another process."""
+    injection = Injection(pid or worker(daemon), fault, daemon.dir / "strace")
     try:
         yield injection
     finally:

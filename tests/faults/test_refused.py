@@ -34,7 +34,7 @@ def test_of_two_owners_in_one_transaction_one_is_refused(lab: Lab, daemon: Daemo
                 return problem.name
         return "in force"
 
-    with ThreadPoolExecutor(3) as pool, injected(daemon, Fault("sendmsg", 1, "SIGSTOP")) as injection:
+    with ThreadPoolExecutor(3) as pool, injected(daemon, Fault("sendmsg", 1, "SIGSTOP"), daemon.pid) as injection:
         answers = [pool.submit(put, "first")]
         assert injection.stopped()
         # What comes now waits together for the next transaction.

@@ -85,7 +85,7 @@ def flags(daemon: Daemon) -> object:
 
 
 def owners_of(daemon: Daemon) -> list[int]:
-    """The process to whose socket the table belongs: the daemon's child that runs libnftables."""
+    """The process whose socket the table belongs to, as the daemon has it, too: its child that runs libnftables."""
     children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
     return [int(each) for each in children if b"nft_worker" in Path(f"/proc/{each}/cmdline").read_bytes()]
 
@@ -123,21 +123,39 @@ def test_it_belongs_to_the_daemon_again_when_the_owner_was_killed(lab: Lab, star
 
 @pytest.mark.usefixtures("owned")
 def test_drift_in_the_gap_is_repaired(lab: Lab, start: Start) -> None:
-    """The daemon stands still meanwhile, so the gap is long enough for everything."""
+    """The next owner stands still meanwhile, so the gap is long enough for everything."""
     daemon = start({"web.yaml": web("t1")})
-    elements = daemon.elements("any4")
-    os.kill(daemon.pid, signal.SIGSTOP)
+    elements, before = daemon.elements("any4"), owners_of(daemon)
+    os.kill(before[0], signal.SIGKILL)
+    eventually(lambda: bool(set(owners_of(daemon)) - set(before)), True)
+    (following,) = set(owners_of(daemon)) - set(before)
+    os.kill(following, signal.SIGSTOP)
     try:
-        os.kill(owners_of(daemon)[0], signal.SIGKILL)
         eventually(lambda: flags(daemon), "persist")
         lab.host.nft("flush chain inet nfportd dispatch\nflush map inet nfportd any4\nadd chain inet nfportd other\n")
     finally:
-        os.kill(daemon.pid, signal.SIGCONT)
+        os.kill(following, signal.SIGCONT)
     daemon.wait_for("repaired: ")
     eventually(lambda: lab.outside.ask(OWN, 8080, timeout=0.3).target, "t1")
     assert daemon.elements("any4") == elements
     assert "other" not in daemon.objects("chain")
     assert flags(daemon) == ["owner", "persist"]
+
+
+@pytest.mark.usefixtures("owned")
+def test_while_the_daemon_stands_still_its_child_may_die(lab: Lab, start: Start) -> None:
+    """The table belongs to the socket that both have."""
+    daemon = start({"web.yaml": web("t1")})
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        os.kill(owners_of(daemon)[0], signal.SIGKILL)
+        time.sleep(0.2)
+        assert flags(daemon) == ["owner", "persist"]
+        assert lab.host.run(["nft", "flush chain inet nfportd dispatch"], check=False).returncode != 0
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+    daemon.wait_for("libnftables runs again")
+    eventually(lambda: flags(daemon), ["owner", "persist"])
 
 
 @pytest.mark.usefixtures("owned")

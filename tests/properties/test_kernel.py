@@ -7,18 +7,19 @@ of the daemon; after every step the table is listed by another process and compa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Mapping as AbstractMapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping as AbstractMapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings, strategies as st
 
-from nfportd import desired, ruleset
-from nfportd.desired import ABSENT, Absent, Elements, Parts, Slot
+from nfportd import desired, elements as elements_of, ruleset
+from nfportd.desired import ABSENT, Absent, Delta, Elements, Parts, Slot
 from nfportd.enforcer import Kernel
 from nfportd.errors import KernelRefused
 from nfportd.kernel.conntrack import Conntrack
@@ -191,6 +192,9 @@ DAMAGE = (
     "delete table inet nfportd; add table inet nfportd",
 )
 
+T1: Parts = ("10.88.0.11", 80)
+WEB_SLOT = Slot("any4", ("tcp", 8080))
+
 turns = st.lists(st.dictionaries(st.sampled_from(OWNERS), files(), min_size=1), min_size=1, max_size=3)
 restarts = st.sampled_from(DAMAGE)
 KERNEL = settings(
@@ -292,17 +296,23 @@ def test_a_mapping_whose_target_cannot_be_isolated_is_not_in_force(
 ) -> None:
     """And comes into force when it can; a target that two want isolated is nobody's alone."""
     one, two, other = ({mapping(port, "10.88.0.140:80", isolate=port != 8002): 2} for port in (8000, 8001, 8002))
-    really = Nft.run
+    run, write = Nft.run, Nft.write
 
     async def refusing(self: Nft, text: str) -> None:
         if "add element inet nfportd isolated4" in text:
             raise KernelRefused("no room")
-        await really(self, text)
+        await run(self, text)
+
+    async def refusing_elements(self: Nft, batch: bytes) -> None:
+        if b"isolated4\0" in batch:
+            raise KernelRefused("no room")
+        await write(self, batch)
 
     life = Life(inside, tmp_path)
     try:
         with monkeypatch.context() as patched:
             patched.setattr(Nft, "run", refusing)
+            patched.setattr(Nft, "write", refusing_elements)
             (alone,) = life.wish({OWNERS[0]: one, OWNERS[2]: other})
             assert [claim.mapping for claim in alone.refused] == list(one)
             assert inside.elements() == model.elements({OWNERS[2]: other}, LINKS)
@@ -342,6 +352,101 @@ def test_what_is_listed_is_what_was_written(inside: Inside, one: Elements, other
     inside.space.nft(ruleset.text(desired.delta(one, gone | everything(other))))
 
     assert inside.elements() == other
+    inside.space.nft("delete table inet nfportd")
+
+
+@KERNEL
+@given(elements(), elements())
+def test_both_ways_of_writing_elements_lead_to_the_same_table(inside: Inside, one: Elements, other: Elements) -> None:
+    gone: dict[Slot, Parts | Absent | None] = dict.fromkeys(everything(one), ABSENT)
+    changes = desired.delta({}, everything(one)), desired.delta(one, gone | everything(other))
+
+    async def listings(write: Write) -> list[list[str]]:
+        with contextlib.closing(Nft()) as nft:
+            await nft.run("add table inet nfportd; delete table inet nfportd\n" + ruleset.skeleton(13))
+            found = []
+            for change in filter(None, changes):
+                await write(nft, change)
+                found.append(body(await nft.shown("list table inet nfportd")) + held(inside.elements()))
+            await nft.run("delete table inet nfportd")
+        return found
+
+    assert inside.do(listings(past)) == inside.do(listings(through))
+
+
+Write = Callable[[Nft, Delta], Coroutine[Any, Any, None]]
+
+
+async def past(nft: Nft, change: Delta) -> None:
+    """Write a delta past libnftables."""
+    batch = elements_of.transaction(change)
+    assert batch
+    await nft.write(batch)
+
+
+async def through(nft: Nft, change: Delta) -> None:
+    """Write a delta by libnftables."""
+    await nft.run(ruleset.text(change))
+
+
+def held(state: Elements) -> list[str]:
+    return sorted(map(str, everything(state).items()))
+
+
+@pytest.mark.parametrize(
+    ("refused", "reason"),
+    [
+        (Delta({}, {WEB_SLOT: ("10.88.0.12", 80)}), "File exists (the key is there already with another value)"),
+        (Delta({Slot("any4", ("udp", 1)): None}, {}), "No such file or directory"),
+        # So many refusals that the socket does not take them all.
+        (Delta({Slot("any4", ("udp", port)): None for port in range(1, 60_000)}, {}), "No such file or directory"),
+    ],
+)
+def test_what_the_kernel_refuses_leaves_nothing(inside: Inside, refused: Delta, reason: str) -> None:
+    """Not what comes before it, nor what comes after it, and the next one does not hear of it."""
+    before, after = Slot("any6", ("tcp", 80)), Slot("onlink4", ("10.88.0.0/16", "br0"))
+    change = Delta(refused.remove, {before: ("fd88::11", 80), **refused.add, after: None})
+
+    async def attempt() -> tuple[str, str]:
+        with contextlib.closing(Nft()) as nft:
+            await nft.run("add table inet nfportd; delete table inet nfportd\n" + ruleset.skeleton(13))
+            await past(nft, Delta({}, {WEB_SLOT: T1}))
+            said = []
+            for write in (past, through):
+                with pytest.raises(KernelRefused) as refusal:
+                    await write(nft, change)
+                said.append(refusal.value.reason)
+            await past(nft, Delta({WEB_SLOT: T1}, {after: None}))
+        return said[0], said[1]
+
+    one, other = inside.do(attempt())
+    assert one == reason
+    assert other in (reason, "No buffer space available")
+    assert inside.elements() == {name: {} for name in ruleset.ELEMENT_SETS} | {after.set: {after.key: None}}
+    inside.space.nft("delete table inet nfportd")
+
+
+def test_elements_are_written_while_many_are(inside: Inside) -> None:
+    """A long transaction holds up neither the event loop nor the order of what follows; nor does its caller's end."""
+    many = Delta({}, {Slot("any4", ("tcp", port)): T1 for port in range(1, 60_001)})
+
+    async def both() -> int:
+        with contextlib.closing(Nft()) as nft:
+            await nft.run("add table inet nfportd; delete table inet nfportd\n" + ruleset.skeleton(13))
+            long, turns = asyncio.create_task(past(nft, many)), 0
+            while turns < 2:
+                await asyncio.sleep(0)
+                turns += not long.done()
+            long.cancel()
+            await past(nft, Delta({Slot("any4", ("tcp", 9)): T1}, {Slot("any4", ("udp", 9)): T1}))
+            await asyncio.gather(long, return_exceptions=True)
+            return turns
+
+    assert inside.do(both()) == 2
+    # While the kernel makes room for so many it lists them incompletely.
+    eventually(lambda: len(inside.elements()["any4"]), 60_000)
+    found = inside.elements()["any4"]
+    assert (("tcp", 9) in found, found["udp", 9]) == (False, T1)
     inside.space.nft("delete table inet nfportd")
 
 

@@ -10,10 +10,11 @@ import ipaddress
 from collections import Counter
 from typing import get_args
 
+import pytest
 from hypothesis import given, settings, strategies as st
 
-from nfportd import desired, ruleset
-from nfportd.desired import ABSENT, Absent, Desired, Elements, Parts, Reached, Slot
+from nfportd import desired, elements as elements_of, netlink, ruleset
+from nfportd.desired import ABSENT, Absent, Delta, Desired, Elements, Parts, Reached, Slot
 from nfportd.model import Mapping
 from nfportd.notation import Family
 from nfportd.topology import Link, Network, Route, Topology
@@ -21,6 +22,8 @@ from tests.properties import model
 from tests.properties.strategies import OWNERS, TARGETS, Wishes, changes, elements, files, mappings
 
 MANY = settings(max_examples=80, deadline=None)
+#: NFNL_MSG_BATCH_BEGIN and _END, NFT_MSG_NEWSETELEM.
+BEGIN, END, NEW_ELEMENT = 16, 17, 12
 Changes = list[tuple[str, dict[Mapping, int]]]
 
 
@@ -51,6 +54,54 @@ def test_a_delta_turns_one_state_into_the_other(one: Elements, other: Elements) 
     desired.apply(state, desired.delta(one, want))
 
     assert everything(state) == everything(other)
+
+
+@MANY
+@given(elements(), elements())
+def test_a_transaction_says_a_delta_as_the_kernel_would(one: Elements, other: Elements) -> None:
+    change = desired.delta(one, dict.fromkeys(everything(one), ABSENT) | everything(other))
+    found = Delta({}, {})
+    transaction = elements_of.transaction(change)
+    assert transaction
+    kinds = []
+    for kind, content in netlink.messages(transaction):
+        kinds.append(kind & 0xFF)
+        if kind >> 8:
+            (found.add if kind & 0xFF == NEW_ELEMENT else found.remove).update(elements_of.read(content[4:]))
+
+    assert kinds == [BEGIN, *sorted(kinds[1:-1], reverse=True), END]
+    assert (found.remove, found.add) == (dict.fromkeys(change.remove), change.add)
+
+
+@pytest.mark.parametrize(
+    "slot",
+    [
+        Slot("any4", ("*",)),
+        Slot("any4", (33, 80)),
+        Slot("any4", ("dccp", 80)),
+        Slot("any4", ("tcp", "80-90")),
+        Slot("any4", ("tcp", 80, 80)),
+        Slot("addr4", ("fd88::11", "tcp", 80)),
+        Slot("addr6", ("10.88.0.11", "tcp", 80)),
+        Slot("onlink4", ("192.0.2.1-192.0.2.5", "eth0")),
+        Slot("onlink4", ("192.0.2.0/24", "a-name-of-16-by.")),
+        Slot("allowed_any4", ("192.0.2.0/24", "tcp", "80-90")),
+        Slot("another", ("tcp", 80)),
+    ],
+)
+def test_what_we_would_not_write_is_for_libnftables_to_name(slot: Slot) -> None:
+    assert elements_of.transaction(Delta({slot: None}, {})) is None
+
+
+def test_a_large_delta_is_cut_into_messages() -> None:
+    """An attribute has at most 64 KiB."""
+    slots = {Slot("addr6", ("fd88::11", "tcp", port)): ("fd88::12", port) for port in range(1, 3000)}
+    transaction = elements_of.transaction(Delta({}, dict(slots)))
+    assert transaction
+    bodies = [content[4:] for kind, content in netlink.messages(transaction) if kind >> 8]
+
+    assert max(map(len, bodies)) < 1 << 15
+    assert {slot: value for body in bodies for slot, value in elements_of.read(body)} == slots
 
 
 @MANY

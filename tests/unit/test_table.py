@@ -32,6 +32,9 @@ class Asked:
     async def run(self, text: str) -> None:
         self.texts.append(text)
 
+    async def write(self, batch: bytes) -> None:
+        """It is taken."""
+
     async def list_table(self, *, whole: bool = True) -> Listed | None:
         self.readings += whole
         return None
