@@ -11,9 +11,10 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import NamedTuple
+
+from nfportd.wishes import rfc3339
 
 
 class Kind(StrEnum):
@@ -98,7 +99,8 @@ class Events:
         self._next += count
 
     def _now(self) -> str:
-        return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        # Many happen at the same millisecond, and what it is as text is remembered.
+        return rfc3339(round(self._clock(), 3))
 
     def since(self, seq: int) -> Since:
         """The events after number `seq`; after 0, all that are known. A number of the future was of another clock."""

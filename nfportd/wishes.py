@@ -12,6 +12,7 @@ from collections.abc import Mapping as AbstractMapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
+from operator import attrgetter
 
 from nfportd.desired import Claim
 from nfportd.errors import NfportdError
@@ -25,6 +26,10 @@ _REMEMBERED = 64
 def rfc3339(seconds: float) -> str:
     """Seconds since the epoch, as RFC 3339 writes them."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+#: What of a mapping stands for itself in JSON.
+_OTHERS = attrgetter(*(name for name in Mapping.__dataclass_fields__ if name not in ("listen", "targets")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +50,7 @@ class Content:
     @property
     def etag(self) -> str:
         """Names the content: equal contents have equal tags. A renewed deadline does not count."""
-        wished = [repr(mapping) for mapping in self.mappings]
+        wished = [(str(m.listen), [str(target) for target in m.targets], _OTHERS(m)) for m in self.mappings]
         text = json.dumps([wished, self.persistent, self.pid, self.netns])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, model_validator
@@ -97,7 +98,10 @@ class GcBody:
     valid: Annotated[tuple[str, ...], Field(max_length=100_000)]
 
 
-@validated(frozen=True, slots=True, kw_only=True)
+# What is answered is ours and not validated; its types are for the JSON and for OpenAPI.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Conflict:
     """Who holds a key that a mapping waits for."""
 
@@ -106,7 +110,7 @@ class Conflict:
     since: str
 
 
-@validated(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
     """A process of this host that listens on a mapping's port."""
 
@@ -114,7 +118,7 @@ class Process:
     name: str
 
 
-@validated(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MappingState:
     """A mapping and what became of it."""
 
@@ -140,15 +144,15 @@ class MappingState:
         ),
     ]
     reason: str | None = None
-    conflicts: list[Conflict] = Field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
     process: Process | None = None
-    unreached: list[str] = Field(default_factory=list)
+    unreached: list[str] = field(default_factory=list)
     changed: str | None = None
     connections: int | None = None
     rate: float | None = None
 
 
-@validated(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OwnerSummary:
     """An owner, without its mappings."""
 
@@ -163,7 +167,7 @@ class OwnerSummary:
     netns: str | None = None
 
 
-@validated(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
     """An owner and its mappings."""
 
@@ -178,7 +182,7 @@ class Owner:
     netns: str | None = None
 
 
-@validated(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Changed:
     """What a wish changed: mappings added and removed, and the owners after it (null: gone)."""
 
@@ -188,14 +192,14 @@ class Changed:
     dry_run: bool = False
 
 
-@validated(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Owners:
     """Owners by name."""
 
     owners: list[OwnerSummary]
 
 
-@validated(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mappings:
     """Mappings by owner; with counters, or the busiest: how many there are of all, and of all together the connections
     a second, which are counted over `rate_seconds`."""
@@ -206,7 +210,7 @@ class Mappings:
     rate_seconds: float | None = None
 
 
-@validated(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
     """How many of a minute's connections a mapping had."""
 
@@ -217,7 +221,7 @@ class Share:
     connections: int
 
 
-@validated(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Minute:
     """The connections of about a minute, and of its busiest mappings."""
 
@@ -227,21 +231,21 @@ class Minute:
     busiest: list[Share]
 
 
-@validated(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Minutes:
     """The minutes of the last hour, the oldest first; the one that runs is not among them."""
 
     minutes: list[Minute]
 
 
-@validated(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
     """Owners that are gone."""
 
     removed: list[str]
 
 
-@validated(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reloaded:
     """What is wrong in the drop-ins."""
 
