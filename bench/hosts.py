@@ -64,6 +64,11 @@ def daemon_of(lab: Lab, name: str) -> Daemon:
     return daemon
 
 
+def forget(daemon: Daemon) -> None:
+    """Remove what a reboot would of what a daemon that has been stopped knows of its files."""
+    shutil.rmtree(daemon.socket.parent / "validated", ignore_errors=True)
+
+
 def others(count: int) -> str:
     """A drop-in of so many separate mappings, from port 1 on."""
     lines = (f"  - {{listen: {port}, targets: '10.88.0.12:{port}'}}\n" for port in range(1, count + 1))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from bench import clocks, results
 from bench.clocks import KERNEL, NFT, PHASES, START, Interval
 from bench.cni import PLUGIN, Ours
-from bench.hosts import FREE, Connection, daemon_of, mapping, others
+from bench.hosts import FREE, Connection, daemon_of, forget, mapping, others
 from bench.portmap import Pod
 from bench.results import TOGETHER, Row
 from bench.ways import ADDED, REMOVED, Cost, shared, spawn, tell
@@ -84,6 +84,8 @@ class Clocked:
         """Let a daemon without clocks leave its table behind."""
         self.daemon.prefix = []
         self.daemon.start(timeout=120)
+        # What the files were validated to is written down by then.
+        time.sleep(1)
         self.daemon.kill9()
 
     def stop(self) -> list[Interval]:
@@ -122,6 +124,7 @@ def starts(lab: Lab, share: int) -> list[Row]:
     clocked = Clocked(lab, "many", MANY)
     for number in range(shared(STARTS, share)):
         tell(f"start {number + 1} with clocks")
+        forget(clocked.daemon)
         window = clocked.start()
         cold.append(parts(window, clocked.stop()))
         clocked.crashed()

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 
 from bench import repair, results
-from bench.hosts import Generations, children, daemon_of, handle, others, run, served
+from bench.hosts import Generations, children, daemon_of, forget, handle, others, run, served
 from bench.results import OURS, Row
 from bench.ways import shared, tell
 from tests.lab import Lab
@@ -42,7 +42,8 @@ class Started:
         self.found: dict[str, list[float]] = {}
 
     def once(self) -> None:
-        """A start, a look at its memory, a crash, an adoption, a stop."""
+        """A start, a look at its memory, a crash, an adoption."""
+        forget(self.daemon)
         seen, began = self._begin()
         if self.size:
             self._connected(began)
@@ -76,7 +77,7 @@ class Started:
         self._note(what, time.perf_counter() - began)
 
     def _memory(self, when: str) -> None:
-        # What is freed after a start is freed by then.
+        # What is freed after a start is freed by then, and what the files were validated to is written down.
         time.sleep(1)
         for who, pids in ((OURS, [self.daemon.pid]), (WORKER, children(self.daemon))):
             rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]

@@ -53,6 +53,7 @@ from nfportd.service import Service
 from nfportd.settings import Settings
 from nfportd.sources import recovery, watch
 from nfportd.sources.dropins import DropIns
+from nfportd.sources.kept import Kept
 from nfportd.sources.store import Store
 from nfportd.table import Table
 from nfportd.wishes import Outcome
@@ -153,7 +154,7 @@ async def _work(
 ) -> signal.Signals:
     """Serve until a signal ends it; the signal."""
     register = Register()
-    dropins = DropIns(paths.dropins, paths.run_dir / "last-good")
+    dropins = DropIns(paths.dropins, paths.run_dir / "last-good", Kept(paths.run_dir / "validated"))
     counters = Counters()
     service = Service(
         register, kernel, nft, dropins, Counts(counters.read, lambda found: loopback.folded(found, register.desired))
@@ -173,6 +174,7 @@ async def _work(
         asyncio.create_task(source.follow_files(server), name="drop-ins"),
         asyncio.create_task(source.follow_signal(signals.reread), name="SIGHUP"),
         asyncio.create_task(source.read_again(), name="unread files"),
+        asyncio.create_task(source.keep(), name="validated files"),
         asyncio.create_task(unit.tell_status(service.notices.changed, service.summary), name="status"),
         asyncio.create_task(obstacles.run(), name="obstacles"),
         asyncio.create_task(_count(source, service.counts), name="connections"),
@@ -236,6 +238,7 @@ class _Source:
         self._service = service
         self._promised = promised
         self._turn = asyncio.Lock()
+        self._taken = asyncio.Event()
         self.ready = asyncio.Event()
 
     async def follow_files(self, server: Server) -> None:
@@ -271,6 +274,14 @@ class _Source:
             if self._dropins.unread:
                 await self._take(None, "all files (again)")
 
+    async def keep(self) -> None:
+        """Let the next start know what was validated, once nobody waits for it."""
+        await self.ready.wait()
+        while await self._taken.wait():
+            self._taken.clear()
+            async with self._turn:
+                await asyncio.to_thread(self._dropins.keep)
+
     async def reload(self) -> list[str]:
         """Read everything anew; return what is wrong in the files."""
         with unit.reloading():
@@ -285,6 +296,7 @@ class _Source:
             outcome = await self._reconciler.fulfil(promised.wish(recovery.contents(wished)))
             for owner, held in promised.held.items():
                 self._service.follow(owner, held.content)
+        self._taken.set()
         self._service.notices.reload(what)
         # Where one owner changed, the line is its own.
         self._say(what, next(iter(wished)) if len(wished) == 1 else "", outcome, time.monotonic() - started)

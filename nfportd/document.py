@@ -21,6 +21,8 @@ from yaml.reader import ReaderError
 from nfportd.errors import InvalidInput, Problem
 from nfportd.notation import brief, describe
 
+#: Who finds the values in a text, and their lines.
+READER = f"PyYAML {yaml.__version__}, libyaml {yaml._yaml.get_version_string()}"
 #: A file beyond these is refused: 60,000 separate mappings fit, a bomb does not.
 MAX_BYTES = 8 * 1024 * 1024
 MAX_VALUES = 1_000_000

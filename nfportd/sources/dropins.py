@@ -19,6 +19,7 @@ from nfportd import document, trust, validation
 from nfportd.errors import InvalidInput, Problem
 from nfportd.messages import Message, about
 from nfportd.model import Mapping
+from nfportd.sources.kept import Kept
 
 _log = logging.getLogger(__name__)
 
@@ -76,11 +77,14 @@ _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 
 
 class DropIns:
-    """What the files of a directory wish. `last_good` keeps copies of the content in force."""
+    """What the files of a directory wish. `last_good` keeps copies of the content in force, `kept` what that means."""
 
-    def __init__(self, directory: Path, last_good: Path) -> None:
+    def __init__(self, directory: Path, last_good: Path, kept: Kept) -> None:
         self.directory = directory
         self._last_good = last_good
+        self._validated = kept
+        #: By digest, what was validated since `keep`.
+        self._fresh: dict[bytes, dict[Mapping, int]] = {}
         self._digests: dict[str, bytes] = {}
         self.problems: dict[str, tuple[Problem, ...]] = {}
         #: Whether something could not be read that may be read soon, though nobody touches it.
@@ -107,6 +111,11 @@ class DropIns:
             if wished is not None:
                 wishes[owner(name)] = wished
         return wishes
+
+    def keep(self) -> None:
+        """Let the next start know what the files were validated to. Not at the same time as `changes`."""
+        fresh, self._fresh = self._fresh, {}
+        self._validated.update(fresh, set(self._digests.values()))
 
     def _listed(self) -> list[str]:
         try:
@@ -141,7 +150,9 @@ class DropIns:
         if self._digests.get(name) == digest:
             self.problems.pop(name, None)
             return None
-        wished = validation.mappings(content, str(self.directory / name))
+        wished = self._validated.take(digest)
+        if wished is None:
+            wished = self._fresh[digest] = validation.mappings(content, str(self.directory / name))
         self._digests[name] = digest
         self.problems.pop(name, None)
         self._keep(name, content)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nfportd.sources.dropins import DropIns
+from nfportd.sources.kept import Kept
 
 BROKEN = "mappings:\n  - listen: 0\n    targets: 10.88.0.11:80\n"
 
@@ -30,7 +31,7 @@ def directory(tmp_path: Path) -> Path:
 @pytest.fixture
 def start(directory: Path, tmp_path: Path) -> Callable[[], DropIns]:
     """A life of the daemon; the run directory survives it."""
-    return lambda: DropIns(directory, tmp_path / "last-good")
+    return lambda: DropIns(directory, tmp_path / "last-good", Kept(tmp_path / "validated"))
 
 
 def wishes(source: DropIns, *names: str) -> dict[str, list[str]]:
@@ -248,7 +249,9 @@ def test_a_run_directory_that_cannot_be_written_is_no_obstacle(
     (directory / "web.yaml").write_text(web(80))
     (tmp_path / "file").write_text("in the way")
 
-    assert wishes(DropIns(directory, tmp_path / "file" / "last-good"), "web.yaml") == {"file:web.yaml": ["80"]}
+    source = DropIns(directory, tmp_path / "file" / "last-good", Kept(tmp_path / "file" / "validated"))
+
+    assert wishes(source, "web.yaml") == {"file:web.yaml": ["80"]}
     assert "no copy of web.yaml is kept" in caplog.text
 
 

@@ -14,6 +14,7 @@ import pytest
 from nfportd import settings, trust
 from nfportd.errors import InvalidInput, NotPossible
 from nfportd.sources.dropins import DropIns
+from nfportd.sources.kept import Kept
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 WEB = "mappings:\n  - listen: 8080\n    targets: [10.88.0.11:80]\n"
@@ -73,7 +74,7 @@ def test_a_directory_that_others_can_write_to_keeps_what_was_good(tmp_path: Path
     directory = tmp_path / "dropins"
     directory.mkdir(mode=0o755)
     file(directory / "web.yaml", 0o644, WEB)
-    dropins = DropIns(directory, tmp_path / "last-good")
+    dropins = DropIns(directory, tmp_path / "last-good", Kept(tmp_path / "validated"))
     dropins.changes(None)
 
     directory.chmod(0o777)
