@@ -30,6 +30,8 @@ MANY = 60_000
 BATCHES, BATCH, STARTS, CALLS = 10, 50, 3, 20
 REST = "HTTP, event loop, all else"
 ORDER = (START, *(each for each in dict.fromkeys(PHASES.values()) if each != KERNEL), NFT, KERNEL, REST)
+#: Seconds after which a daemon has written down what its files were validated to.
+_SETTLED = 1.0
 
 
 class Window(NamedTuple):
@@ -84,8 +86,7 @@ class Clocked:
         """Let a daemon without clocks leave its table behind."""
         self.daemon.prefix = []
         self.daemon.start(timeout=120)
-        # What the files were validated to is written down by then.
-        time.sleep(1)
+        time.sleep(_SETTLED)
         self.daemon.kill9()
 
     def stop(self) -> list[Interval]:
@@ -101,6 +102,7 @@ def puts(lab: Lab, size: int, share: int) -> list[Row]:
     """One PUT after the other."""
     clocked = Clocked(lab, f"p{size}", size)
     clocked.start()
+    time.sleep(_SETTLED)
     connection = Connection(clocked.daemon.socket)
     requests = [
         Connection.request("PUT", "/v1/owners/api:profile", {"mappings": [mapping(FREE[0], number + 1)]})
