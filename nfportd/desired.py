@@ -91,6 +91,7 @@ class Desired:
 
     def __init__(self) -> None:
         self._owners: dict[str, dict[Mapping, Claim]] = {}
+        self._count = 0
         # Nearly every key has one claim: no tuple is kept for those, at 60,000 keys that is 4 MB.
         self._claims: dict[Key, Claim | tuple[Claim, ...]] = {}
         # By how many mappings each is.
@@ -120,6 +121,7 @@ class Desired:
                 # Only the line moved: the claim is renewed, the keys stay as they are.
                 self._drop(before[mapping], {})
                 self._take(claim, {})
+        self._count += len(after) - len(before)
         self._owners[owner] = after
         if not after:
             del self._owners[owner]
@@ -272,7 +274,7 @@ class Desired:
 
     def count(self) -> int:
         """How many mappings there are."""
-        return sum(len(mappings) for mappings in self._owners.values())
+        return self._count
 
     def wanted(self, touched: AbstractMapping[Key, Claim | None]) -> dict[Slot, Parts | Absent | None]:
         """What should be in the slots of these keys: in those of the claim that held each before, and of its holder.

@@ -190,8 +190,10 @@ class Store:
             if database.in_transaction:
                 database.execute("ROLLBACK")
             raise NotStored(f"{' and '.join(str(p) for p in self._paths.values())}: {error}") from None
-        for persistent in self._owners:
-            self._owners[persistent] = (self._owners[persistent] | kept[persistent].keys()) - gone[persistent]
+        for persistent, owners in self._owners.items():
+            # In place: a change costs nothing for the owners that it does not touch.
+            owners.update(kept[persistent])
+            owners.difference_update(gone[persistent])
 
 
 def peek(path: Path, *, persistent: bool) -> dict[str, Held]:
