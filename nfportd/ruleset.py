@@ -203,8 +203,11 @@ table inet $table {$flags
     ip6 saddr ::1 goto from_elsewhere
   }
 
-  # Answers have their loopback address back by now. An untracked packet has no status, so it does not return here.
+  # Answers have their loopback address back by now. Who begins with such a source has forged it, in a running flow too.
+  # An untracked packet has neither direction nor status, so it does not return here.
   chain from_elsewhere {
+    ip saddr 127.0.0.0/8 ct direction original counter drop
+    ip6 saddr ::1 ct direction original counter drop
     ct status & (snat | dnat) != 0 return
     counter drop
   }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -78,13 +79,13 @@ class Attack:
         self.link = Wire(lab.t1)
         self.mac = lab.host.mac(LINK_OF[attacker])
 
-    def send(self, destination: str, port: int, source: str = "") -> None:
-        """A UDP datagram and a TCP SYN."""
+    def send(self, destination: str, port: int, source: str = "", sport: int = 0) -> None:
+        """A UDP datagram and a TCP SYN, by default from any port."""
         source = source or address(self.attacker, 6 if ":" in destination else 4)
         payload, sequence = secrets.token_bytes(8), secrets.randbelow(1 << 31)
         self.datagrams[payload] = f"udp {source} -> {endpoint(destination, port)}"
         self.syns[sequence] = f"tcp {source} -> {endpoint(destination, port)}"
-        sport = 20000 + secrets.randbelow(40000)
+        sport = sport or 20000 + secrets.randbelow(40000)
         datagram = frames.udp(source, destination, sport, port, payload)
         syn = frames.tcp_syn(source, destination, sport, port, sequence)
         self.wire.send(self.mac, frames.packet(source, destination, "udp", datagram))
@@ -197,6 +198,28 @@ def test_a_frame_that_is_not_tracked_reaches_nobody(lab: Lab, attacker: str, ope
     with Attack(lab, attacker) as attack:
         attack.send("127.0.0.1", SERVICE_PORT)
         attack.send("192.0.2.1", OPEN_PORT, source="127.0.0.5")
+        assert attack.reached() == []
+
+
+ELSEWHERE = f"type nat hook output priority -110; udp dport 9003 dnat to 127.0.0.1:{SERVICE_PORT}"
+
+
+@pytest.mark.usefixtures("daemon", "their_rules")
+@pytest.mark.parametrize("their_rules", [ELSEWHERE], indirect=True, ids=["output"])
+@pytest.mark.parametrize("open_sysctls", [("all",)], indirect=True, ids=["all"])
+@pytest.mark.parametrize("attacker", ATTACKERS)
+def test_a_frame_that_hits_a_running_flow_of_the_hosts_own_reaches_nobody(
+    lab: Lab, attacker: str, open_sysctls: None
+) -> None:
+    with lab.host.entered():
+        flow = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with flow, Attack(lab, attacker) as attack:
+        flow.settimeout(5)
+        flow.bind(("127.0.0.5", 0))
+        flow.connect(("127.0.0.1", 9003))
+        flow.send(b"translated")
+        assert flow.recv(1000)
+        attack.send("127.0.0.1", 9003, source="127.0.0.5", sport=flow.getsockname()[1])
         assert attack.reached() == []
 
 

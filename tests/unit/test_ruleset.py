@@ -65,7 +65,12 @@ def test_what_has_a_loopback_address_and_is_no_answer_is_dropped_before_anything
         *("daddr 127.0.0.0/8", "saddr 127.0.0.0/8"),
         *("daddr ::1", "saddr ::1"),
     ]
-    assert left.split("\n")[1:3] == ["    ct status & (snat | dnat) != 0 return", "    counter drop"]
+    assert [line.strip() for line in left.splitlines()[1:5]] == [
+        "ip saddr 127.0.0.0/8 ct direction original counter drop",
+        "ip6 saddr ::1 ct direction original counter drop",
+        "ct status & (snat | dnat) != 0 return",
+        "counter drop",
+    ]
 
 
 def test_a_table_of_ours_is_flushed_and_filled_and_nothing_of_it_deleted() -> None:
