@@ -50,8 +50,8 @@ Why some are missed, and what the limit is:
   what they were validated to, as an adoption does; what remains are imports, entering mappings, and reading elements.
 - Memory: the interpreter with the libraries for HTTP and validation is nearly all of an idle daemon. Rss also counts
   what it shares with other programs.
-- CNI, flat: there are three rounds at 10,000 mappings, where portmap takes seconds for each, and they differ by more than
-  what is missed.
+- CNI, flat: there are three rounds at 10,000 mappings, where portmap takes seconds for each, and they differ by more
+  than what is missed.
 - A repair of everything: nft takes nine tenths of that to load the same table (its row stands beside).
 """
 
