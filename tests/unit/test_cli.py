@@ -35,13 +35,6 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    made = tmp_path / "nfportd.d"
-    made.mkdir()
-    return made
-
-
 def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, ["--config", "/nonexistent/nfportd.yaml", *map(str, arguments)])
 

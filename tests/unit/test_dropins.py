@@ -22,13 +22,6 @@ def web(*ports: int) -> str:
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    made = tmp_path / "nfportd.d"
-    made.mkdir()
-    return made
-
-
-@pytest.fixture
 def start(directory: Path, tmp_path: Path) -> Callable[[], DropIns]:
     """A life of the daemon; the run directory survives it."""
     return lambda: DropIns(directory, tmp_path / "last-good", Kept(tmp_path / "validated"))

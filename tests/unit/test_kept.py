@@ -31,13 +31,6 @@ def many(first: int = 1000, count: int = FEW, comment: str = "") -> str:
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    made = tmp_path / "nfportd.d"
-    made.mkdir()
-    return made
-
-
-@pytest.fixture
 def live(directory: Path, tmp_path: Path) -> Live:
     """A life of the daemon: what the files wish at its start; what it leaves behind survives it."""
 
