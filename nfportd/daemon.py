@@ -131,7 +131,7 @@ async def _stop(kernel: Kernel, settings: Settings, ended_by: signal.Signals) ->
         _log.info("stays in force (%s): table inet nfportd, %s", why, kernel.host.report(), extra=told)
         return
     # The loopback guard goes last.
-    await kernel.host.release()
+    kernel.host.release()
     await kernel.table.delete()
     if settings.open_forward == "firewalld":
         await OpenForward().close()

@@ -197,7 +197,7 @@ class Enforcer:
                 self._topology.add(target) if used else self._topology.remove(target)
             if self._topology.needs == before:
                 return []
-        undone = await self._host.allow(self._topology.needs, self._topology.network)
+        undone = self._host.allow(self._topology.needs, self._topology.network)
         unreached = {need.address for need in self._topology.needs if isinstance(need, Unreached)}
         for address in sorted(unreached - self.unreached):
             _log.warning("no route leads to target %s; connections to it fail until one appears", address)

@@ -8,7 +8,7 @@ Layout: linux/netfilter/nfnetlink_conntrack.h; the bits of a filter: net/netfilt
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import socket
 import sys
 from collections.abc import Iterator, Mapping as AbstractMapping
@@ -74,11 +74,8 @@ class Entries:
 
     def delete(self, family: Family, entry: Entry) -> None:
         """Delete one; it may have ended by itself. Raises OSError."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             self._kernel.tell(_DELETE, _head(family) + nested(_ORIGINAL, entry.name))
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
 
     def delete_all(self, family: Family, original: Tuple, reply: Tuple | None = None) -> None:
         """Delete those that match, without a dump. Raises OSError."""

@@ -40,7 +40,7 @@ class Host:
         self._allowed: set[Forward | Loopback] = set()
         self._names: dict[int, str] = {}
 
-    async def allow(self, needs: AbstractSet[Need], network: Network) -> list[str]:
+    def allow(self, needs: AbstractSet[Need], network: Network) -> list[str]:
         """Make the host do what is needed. It stays so until `release`, for running flows still need it then, and
         others may have come to rely on it; the loopback guard keeps it harmless.
 
@@ -57,7 +57,7 @@ class Host:
         loopback = {need.link: need for need in needed if isinstance(need, Loopback) and need.family == 6}
         lacking = loopback.keys() - self._network.loopback_links() if loopback else ()
         for link in sorted(lacking, key=lambda each: each.index):
-            await self._network.set_loopback(link, present=True)
+            self._network.set_loopback(link, present=True)
             _log.info("added route local ::1 dev %s", link.name)
             if link.index not in self._network.moved:
                 mended[loopback[link]] = f"route local ::1 dev {link.name}"
@@ -83,11 +83,11 @@ class Host:
             if self._sysctls.lacking({p for need in self._allowed if (p := _parameter(need))}):
                 self._network.doubt()
 
-    async def release(self) -> None:
+    def release(self) -> None:
         """Give back everything that nfportd has set on this host, also in an earlier run."""
         self._sysctls.release()
         for link in sorted(self._network.loopback_links(), key=lambda each: each.index):
-            await self._network.set_loopback(link, present=False)
+            self._network.set_loopback(link, present=False)
             _log.info("removed route local ::1 dev %s", link.name)
 
     def managed(self) -> list[str]:

@@ -107,7 +107,7 @@ class NetworkWatch:
         names = dict(socket.if_nameindex())
         return frozenset(Link(index, names[index]) for index in self._routes.loopback() if index in names)
 
-    async def set_loopback(self, link: Link, *, present: bool) -> None:
+    def set_loopback(self, link: Link, *, present: bool) -> None:
         """Add or remove the route by which a link takes answers to ::1.
 
         The kernel looks for a local route on the link by which a packet arrives (net/ipv6/route.c, strict lookup for

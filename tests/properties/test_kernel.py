@@ -159,7 +159,7 @@ class Life:
     async def _end(self, clean: bool) -> None:
         await asyncio.gather(self._task, return_exceptions=True)
         if clean:
-            await self._host.release()
+            self._host.release()
             await self._table.delete()
         self._relay.close()
         self._ports.close()
