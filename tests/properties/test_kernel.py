@@ -7,19 +7,13 @@ of the daemon; after every step the table is listed by another process and compa
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import json
-import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping as AbstractMapping
+from collections.abc import Iterable, Mapping as AbstractMapping
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, example, given, settings, strategies as st
+from hypothesis import example, given, strategies as st
 
-from nfportd import desired, elements as elements_of, ruleset
-from nfportd.desired import ABSENT, Absent, Delta, Elements, Parts, Slot
 from nfportd.enforcer import Kernel
 from nfportd.errors import KernelRefused
 from nfportd.kernel.conntrack import Conntrack
@@ -29,7 +23,6 @@ from nfportd.kernel.nft import Nft
 from nfportd.kernel.nft_monitor import NftMonitor
 from nfportd.kernel.ports import LocalPorts
 from nfportd.kernel.sysctl import Sysctls
-from nfportd.listing import parse
 from nfportd.model import Mapping
 from nfportd.reconciler import Reconciler
 from nfportd.register import Change, Register
@@ -37,54 +30,11 @@ from nfportd.relay import Relay
 from nfportd.table import Table
 from nfportd.wishes import Content, Held, Outcome, Waiting, Wish
 from tests.api.calling import eventually
-from tests.netns import Namespace
 from tests.properties import model
-from tests.properties.host import bridged
+from tests.properties.inside import KERNEL, Inside, body
 from tests.properties.model import LINKS
-from tests.properties.strategies import OWNERS, Wishes, elements, files
+from tests.properties.strategies import OWNERS, Wishes, files
 from tests.unit.reading import mapping
-
-T = TypeVar("T")
-
-
-class Inside:
-    """An event loop in a thread in a namespace; what it opens stays there."""
-
-    def __init__(self, space: Namespace) -> None:
-        self.space = space
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="inside")
-        self._thread.start()
-
-    def _run(self) -> None:
-        with self.space.entered():
-            self._loop.run_forever()
-
-    def do(self, what: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(what, self._loop).result(30)
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def elements(self) -> Elements:
-        """The table as another process lists it."""
-        listing = json.loads(self.space.run(["nft", "-j", "list", "table", "inet", "nfportd"]).stdout)
-        found = parse(listing)
-        assert found is not None
-        assert ruleset.sets_to_replace(found) == []
-        return found.elements
-
-
-@pytest.fixture(scope="module")
-def inside() -> Iterator[Inside]:
-    with bridged() as lab:
-        made = Inside(lab.host)
-        gc.freeze()  # collecting after each life is cheap then
-        yield made
-        gc.unfreeze()
-        made.close()
 
 
 class Nobody:
@@ -192,17 +142,8 @@ DAMAGE = (
     "delete table inet nfportd; add table inet nfportd",
 )
 
-T1: Parts = ("10.88.0.11", 80)
-WEB_SLOT = Slot("any4", ("tcp", 8080))
-
 turns = st.lists(st.dictionaries(st.sampled_from(OWNERS), files(), min_size=1), min_size=1, max_size=3)
 restarts = st.sampled_from(DAMAGE)
-KERNEL = settings(
-    max_examples=15,
-    deadline=None,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
 
 WEB: dict[Mapping, int] = {mapping(8000, ["10.88.0.11:80", "[fd88::11]:80"], masquerade="always"): 2}
 MOVED: dict[Mapping, int] = {mapping(8000, ["10.88.0.140:80", "[fd88:0:0:1::2]:80"]): 2}
@@ -232,12 +173,6 @@ def test_the_table_is_what_is_wished_after_every_step(
             assert inside.elements() == model.elements(wishes, LINKS)
     finally:
         life.end(clean=True)
-
-
-def body(listing: str) -> list[str]:
-    """A table's lines in any order, without those that say who owns it: a live table cannot be given an owner."""
-    lines = filter(None, listing.splitlines())
-    return sorted(line for line in lines if "flags owner" not in line and not line.startswith("table "))
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -337,160 +272,3 @@ def test_a_clean_end_leaves_nothing(inside: Inside, tmp_path: Path) -> None:
     life.end(clean=True)
 
     assert (host(), during == before) == (before, False)
-
-
-def everything(state: Elements) -> dict[Slot, Parts | Absent | None]:
-    return {slot: state[slot.set][slot.key] for slot in desired.all_slots(state)}
-
-
-@KERNEL
-@given(elements(), elements())
-def test_what_is_listed_is_what_was_written(inside: Inside, one: Elements, other: Elements) -> None:
-    inside.space.nft("add table inet nfportd; delete table inet nfportd\n" + ruleset.skeleton(13))
-    inside.space.nft(ruleset.text(desired.delta({}, everything(one))))
-    gone: dict[Slot, Parts | Absent | None] = dict.fromkeys(everything(one), ABSENT)
-    inside.space.nft(ruleset.text(desired.delta(one, gone | everything(other))))
-
-    assert inside.elements() == other
-    inside.space.nft("delete table inet nfportd")
-
-
-@KERNEL
-@given(elements(), elements())
-def test_both_ways_of_writing_elements_lead_to_the_same_table(inside: Inside, one: Elements, other: Elements) -> None:
-    gone: dict[Slot, Parts | Absent | None] = dict.fromkeys(everything(one), ABSENT)
-    changes = desired.delta({}, everything(one)), desired.delta(one, gone | everything(other))
-
-    async def listings(write: Write) -> list[list[str]]:
-        with contextlib.closing(Nft()) as nft:
-            await nft.run("add table inet nfportd; delete table inet nfportd\n" + ruleset.skeleton(13))
-            found = []
-            for change in filter(None, changes):
-                await write(nft, change)
-                found.append(body(await nft.shown("list table inet nfportd")) + held(inside.elements()))
-            await nft.run("delete table inet nfportd")
-        return found
-
-    assert inside.do(listings(past)) == inside.do(listings(through))
-
-
-Write = Callable[[Nft, Delta], Coroutine[Any, Any, None]]
-
-
-async def past(nft: Nft, change: Delta) -> None:
-    """Write a delta past libnftables."""
-    batch = elements_of.transaction(change)
-    assert batch
-    await nft.write(batch)
-
-
-async def through(nft: Nft, change: Delta) -> None:
-    """Write a delta by libnftables."""
-    await nft.run(ruleset.text(change))
-
-
-def held(state: Elements) -> list[str]:
-    return sorted(map(str, everything(state).items()))
-
-
-@pytest.mark.parametrize(
-    ("refused", "reason"),
-    [
-        (Delta({}, {WEB_SLOT: ("10.88.0.12", 80)}), "File exists (the key is there already with another value)"),
-        (Delta({Slot("any4", ("udp", 1)): None}, {}), "No such file or directory"),
-        # So many refusals that the socket does not take them all.
-        (Delta({Slot("any4", ("udp", port)): None for port in range(1, 60_000)}, {}), "No such file or directory"),
-    ],
-)
-def test_what_the_kernel_refuses_leaves_nothing(inside: Inside, refused: Delta, reason: str) -> None:
-    """Not what comes before it, nor what comes after it, and the next one does not hear of it."""
-    before, after = Slot("any6", ("tcp", 80)), Slot("onlink4", ("10.88.0.0/16", "br0"))
-    change = Delta(refused.remove, {before: ("fd88::11", 80), **refused.add, after: None})
-
-    async def attempt() -> tuple[str, str]:
-        with contextlib.closing(Nft()) as nft:
-            await nft.run("add table inet nfportd; delete table inet nfportd\n" + ruleset.skeleton(13))
-            await past(nft, Delta({}, {WEB_SLOT: T1}))
-            said = []
-            for write in (past, through):
-                with pytest.raises(KernelRefused) as refusal:
-                    await write(nft, change)
-                said.append(refusal.value.reason)
-            await past(nft, Delta({WEB_SLOT: T1}, {after: None}))
-        return said[0], said[1]
-
-    one, other = inside.do(attempt())
-    assert one == reason
-    assert other in (reason, "No buffer space available")
-    assert inside.elements() == {name: {} for name in ruleset.ELEMENT_SETS} | {after.set: {after.key: None}}
-    inside.space.nft("delete table inet nfportd")
-
-
-def test_elements_are_written_while_many_are(inside: Inside) -> None:
-    """A long transaction holds up neither the event loop nor the order of what follows; nor does its caller's end."""
-    many = Delta({}, {Slot("any4", ("tcp", port)): T1 for port in range(1, 60_001)})
-
-    async def both() -> int:
-        with contextlib.closing(Nft()) as nft:
-            await nft.run("add table inet nfportd; delete table inet nfportd\n" + ruleset.skeleton(13))
-            long, turns = asyncio.create_task(past(nft, many)), 0
-            while turns < 2:
-                await asyncio.sleep(0)
-                turns += not long.done()
-            long.cancel()
-            await past(nft, Delta({Slot("any4", ("tcp", 9)): T1}, {Slot("any4", ("udp", 9)): T1}))
-            await asyncio.gather(long, return_exceptions=True)
-            return turns
-
-    assert inside.do(both()) == 2
-    # While the kernel makes room for so many it lists them incompletely.
-    eventually(lambda: len(inside.elements()["any4"]), 60_000)
-    found = inside.elements()["any4"]
-    assert (("tcp", 9) in found, found["udp", 9]) == (False, T1)
-    inside.space.nft("delete table inet nfportd")
-
-
-@KERNEL
-@given(elements())
-def test_both_ways_of_running_nft_list_the_same(inside: Inside, one: Elements) -> None:
-    async def through_library() -> Elements:
-        nft = Nft()
-        try:
-            await nft.run("add table inet nfportd; delete table inet nfportd\n" + ruleset.skeleton(13))
-            await nft.run(ruleset.text(desired.delta({}, everything(one))))
-            found = await nft.list_table()
-            await nft.run("delete table inet nfportd")
-        finally:
-            nft.close()
-        assert found is not None
-        return found.elements
-
-    assert inside.do(through_library()) == one
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "add element inet nfportd any4 { * : 10.88.0.11 . 80 }",
-        "add element inet nfportd onlink4 { 192.0.2.1-192.0.2.5 . eth0 }",
-        "add element inet nfportd allowed_any4 { 192.0.2.0/24 . tcp . 80-90 }",
-    ],
-)
-def test_elements_that_we_would_not_write_are_listed_beside_ours(inside: Inside, text: str) -> None:
-    async def listed() -> Elements:
-        nft = Nft()
-        try:
-            await nft.run("add table inet nfportd; delete table inet nfportd\n" + ruleset.skeleton(13))
-            await nft.run(f"add element inet nfportd any6 {{ tcp . 80 : fd88::11 . 80 }}\n{text}")
-            found = await nft.list_table()
-        finally:
-            nft.close()
-        assert found is not None
-        return found.elements
-
-    found = inside.do(listed())
-
-    assert found["any6"] == {("tcp", 80): ("fd88::11", 80)}
-    assert found == inside.elements()
-    assert sum(map(len, found.values())) == 2
-    inside.space.nft("delete table inet nfportd")
