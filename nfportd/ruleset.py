@@ -192,8 +192,8 @@ table inet $table {$flags
     ip6 daddr . meta l4proto . th dport @isolated6 counter name bypassed6 drop
   }
 
-  # route_localnet would open 127.0.0.0/8 of this host to its neighbours (CVE-2020-8558). Here, for what is forwarded
-  # is spared then; a hook costs every packet more than most rules.
+  # route_localnet would open 127.0.0.0/8 of this host to its neighbours (CVE-2020-8558). At input, where nothing comes
+  # that is forwarded: a hook costs each packet more than most rules.
   chain loopback_guard {
     type filter hook input priority raw; policy accept;
     iifname "lo" return
