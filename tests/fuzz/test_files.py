@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from nfportd.document import MAX_BYTES
 from nfportd.errors import InvalidInput, Problem
 from nfportd.model import Mapping
 from tests.fuzz import second_reader, texts
-from tests.fuzz.budget import LONG, tries, within
+from tests.fuzz.budget import LONG, tries, uncollected, within
 from tests.lab import Lab
 from tests.netns import Namespace
 from tests.unit.test_hostile_files import read_with_limits
@@ -133,13 +134,11 @@ _DEFAULTS = (Rule(uid=0).ports, Rule(uid=0).protocols)
 
 def _seconds(content: bytes, reading: type[settings.Settings] | None) -> float:
     began = time.process_time()
-    try:
+    with uncollected(), suppress(InvalidInput):
         if reading:
             validation.checked(content, FILE, reading)
         else:
             validation.mappings(content, FILE)
-    except InvalidInput:
-        pass
     return time.process_time() - began
 
 
@@ -150,6 +149,7 @@ _SEEDS = (
 )  # fmt: skip
 
 
+@pytest.mark.alone
 @tries(12)
 @given(
     st.sampled_from(["", "mappings:\n", "mappings: [", "mappings: &a {a: 1}\n", "access:\n", "- &a {listen: 80}\n"]),
@@ -169,8 +169,10 @@ def test_four_times_the_text_takes_four_times_the_time(
         return (head + body + tail).encode()
 
     size = 50_000
-    for _ in range(3):
-        one, four = _seconds(of(size), reading), _seconds(of(4 * size), reading)
+    one = four = float("inf")
+    # The least of each counts: others on the processor only add.
+    for _ in range(5):
+        one, four = min(one, _seconds(of(size), reading)), min(four, _seconds(of(4 * size), reading))
         if four < 9 * max(one, 0.01):
             break
     else:
