@@ -4,7 +4,8 @@ Must not know mappings. The one idea: one request with CTA_FILTER (Linux 5.8, ne
 walks the table in the kernel and nothing is dumped. There are exceptions. IPv6 addresses in such a filter match
 everything but themselves (ctnetlink_filter_match_tuple, seen on Linux 6.18), so the kernel filters IPv6 flows by
 protocol and port only, and the rest is picked here; so are flows that are told by who does not answer them. And a walk
-takes 0.2 to 0.6 ms with 262,144 buckets, so for very many keys at once one dump of their protocol is cheaper.
+takes 0.2 to 0.6 ms with 262,144 buckets, a dump 10 ms, for it locks each: for very many keys at once one dump of
+their protocol is cheaper.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Iterable, Sequence
 
 from nfportd.flows import Barred, StaleFlows
@@ -31,6 +33,9 @@ _ANSWERED, _ASSURED, _TRANSLATED = 0x2, 0x4, 0x20
 #: Seconds for which TCP flows that are opening are gathered, so that many changes cost one dump; clients repeat a SYN
 #: after one second (RFC 6298, 2.1).
 _GATHERING = 0.1
+#: What nobody waits for takes a fifth of the time at most: how many times as long as it took it rests, and at most so
+#: many seconds.
+_REST, _LONGEST_REST = 4.0, 1.0
 #: So many entries of a dump are read before others have their turn: some milliseconds.
 _AT_ONCE = 500
 
@@ -81,7 +86,10 @@ class Conntrack:
         while self._due:
             due, self._due = self._due, {}
             stale = [each for each in due if isinstance(each, StaleFlows)]
+            began = time.monotonic()
             await self.delete(stale, [each for each in due if isinstance(each, Barred)])
+            # In a fight with another program there is at once more to do.
+            await asyncio.sleep(min(_LONGEST_REST, _REST * (time.monotonic() - began)))
 
     async def _delete_barred(self, barred: Sequence[Barred]) -> None:
         """Delete translated entries by their source, from dumps of their ports."""

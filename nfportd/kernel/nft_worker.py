@@ -34,7 +34,15 @@ def main() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(sys.argv[2]):
         return
-    with socket.socket(fileno=int(sys.argv[1])) as channel, channel.makefile("rwb") as stream:
+    with socket.socket(fileno=int(sys.argv[1])) as channel:
+        try:
+            _serve(channel)
+        except ConnectionError:
+            return  # its other end has gone
+
+
+def _serve(channel: socket.socket) -> None:
+    with channel.makefile("rwb") as stream:
         try:
             import nftables  # noqa: PLC0415 where it is missing, that is an answer like others
 

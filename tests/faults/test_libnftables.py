@@ -10,6 +10,9 @@ import contextlib
 import itertools
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -18,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 import pytest
 
 from nfportd.client import Json, Problem
+from nfportd.kernel import nft_worker
 from tests.api.calling import OWN, T1, T2, body, client, eventually, mapping
 from tests.faults.injection import CALLS, Fault, Injection, injected, injected_at_birth, worker, workers
 from tests.faults.truth import SOON, STILL, agreed, kernel, left
@@ -115,6 +119,17 @@ def test_a_change_after_libnftables_died(lab: Lab, daemon: Daemon) -> None:
             os.kill(worker(daemon), signal.SIGKILL)
             assert put(daemon, wish(number))
             agreed(daemon, wish(number))
+
+
+def test_it_ends_without_a_word_when_the_daemon_has_gone(lab: Lab) -> None:
+    """A daemon that is killed closes its end a moment before its child gets its signal."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.close()
+        command = [sys.executable, "-P", nft_worker.__file__, str(theirs.fileno()), str(os.getpid())]
+        process = lab.host.popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE)
+
+    assert (process.communicate(timeout=20)[1], process.returncode) == ("", 0)
 
 
 def test_what_cannot_be_written_is_refused_and_taken_back(lab: Lab, daemon: Daemon) -> None:

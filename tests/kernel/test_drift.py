@@ -177,6 +177,7 @@ def test_a_repair_is_an_event_a_number_and_in_the_status(daemon: Daemon, lab: La
     assert f"nfportd_repairs_total {count + 1}.0" in ask(daemon, "GET", "/metrics").content.decode()
 
 
+@pytest.mark.alone
 def test_a_fight_is_told_and_costs_little(daemon: Daemon, lab: Lab) -> None:
     """Another program that deletes the table as fast as it can: repairs get slower, wishes still come true."""
     seen = len(daemon.log)
