@@ -169,6 +169,7 @@ def slow_disk(pid: int) -> Iterator[None]:
             tracer.terminate()
 
 
+@pytest.mark.alone
 def test_a_disk_that_takes_its_time_stops_nobody_else(lab: Lab, start: Start) -> None:
     daemon = start({"web.yaml": web(8080)})
     serve(lab.t1, 90, "t1")

@@ -250,6 +250,7 @@ def test_a_kernel_without_sock_diag_is_logged_once(
     assert (blind, len(caplog.records), len(listeners.on([key(4)]))) == ([[], []], 1, 1)
 
 
+@pytest.mark.alone
 def test_asking_costs_far_less_than_half_a_millisecond(listeners: Listeners, bind: Bind) -> None:
     for port in range(30000, 30025):
         bind("::", port=port)

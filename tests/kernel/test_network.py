@@ -211,6 +211,7 @@ def test_an_interface_that_flaps(lab: Lab, start: Start) -> None:
     lab.bridge_netfilter(True)
 
 
+@pytest.mark.alone
 def test_a_thousand_routes_that_change_are_no_burden(lab: Lab, start: Start) -> None:
     """A router's table moves; what is in force for our targets does not."""
     daemon = start({"web.yaml": web("t1")})
