@@ -33,8 +33,8 @@ _ANSWERED, _ASSURED, _TRANSLATED = 0x2, 0x4, 0x20
 #: Seconds for which TCP flows that are opening are gathered, so that many changes cost one dump; clients repeat a SYN
 #: after one second (RFC 6298, 2.1).
 _GATHERING = 0.1
-#: What nobody waits for takes a fifth of the time at most: how many times as long as it took it rests, and at most so
-#: many seconds.
+#: Deleting what nobody waits for rests so many times as long as it took, but no more than so many seconds: a fifth of
+#: the time goes to it where it takes up to a quarter of a second.
 _REST, _LONGEST_REST = 4.0, 1.0
 #: So many entries of a dump are read before others have their turn: some milliseconds.
 _AT_ONCE = 500

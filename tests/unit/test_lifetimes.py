@@ -144,10 +144,10 @@ def test_ten_thousand_owners_cost_nothing_while_nothing_ends() -> None:
             for number in range(10_000):
                 until(lifetimes, f"api:{number}", 3600 + number)
         await asyncio.sleep(0)
-        before = time.thread_time()
+        before = time.process_time()
         await asyncio.sleep(0.5)
 
-        assert time.thread_time() - before < 0.01
+        assert time.process_time() - before < 0.01
         assert (len(lifetimes._deadlines) < 25_000, told.now()) == (True, [])
 
     play(story)
